@@ -1,0 +1,45 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-slow test-all lint
+
+MEDSA_CACHE ?= $(HOME)/.cache/medsa
+PYTHON ?= python3.11
+export MEDSA_CACHE PYTHON
+
+DEMO := $(MEDSA_CACHE)/demo
+STUDIES ?= $(DEMO)/studies
+TASK ?= demo
+HOST ?= 127.0.0.1
+PORT ?= 8000
+# Further settings of the server, e.g. CONF="--conf base vit_b --conf train_minutes 10"
+CONF ?=
+
+help:  ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install:  ## The environment, in the cache folder, linked as .venv
+	@scripts/install.sh
+
+serve: install  ## The server: STUDIES=DIR TASK=NAME HOST=ADDRESS PORT=N CONF="--conf KEY VALUE ..."
+	@if [ "$(STUDIES)" = "$(DEMO)/studies" ] && [ ! -d "$(STUDIES)" ]; then \
+	    .venv/bin/python apps/medsa/cli.py demo --out "$(DEMO)"; fi
+	@echo "medsa: serving $(STUDIES) as task $(TASK) at http://$(HOST):$(PORT)/ (stop with Ctrl-C)"
+	@echo "medsa: 3D Slicer: extension MONAILabel, module 'MONAI Label', put http://$(HOST):$(PORT) in the server field, press refresh"
+	@if [ "$(STUDIES)" = "$(DEMO)/studies" ]; then \
+	    echo "medsa: simulated annotator: .venv/bin/python apps/medsa/cli.py simulate --server http://$(HOST):$(PORT) --truth $(DEMO)/truth"; fi
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" exec .venv/bin/monailabel start_server --app apps/medsa \
+	    --studies "$(STUDIES)" --host "$(HOST)" --port "$(PORT)" --conf task "$(TASK)" $(CONF)
+
+test: install  ## The tests that need neither a server nor real data
+	@.venv/bin/python -m pytest -m "not server and not data"
+
+# pytest ends with 5 when no test carries these markers, which is no failure of a test.
+test-slow: install  ## The tests with the real server and with real data
+	@.venv/bin/python -m pytest -m "server or data" || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
+
+test-all: test test-slow  ## Every test
+
+lint: install  ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy

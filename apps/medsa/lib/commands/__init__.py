@@ -1,0 +1,1 @@
+"""What the subcommands of `cli.py` do; nothing else imports this package."""

@@ -1,0 +1,40 @@
+"""Small files written so that a reader sees the old or the new one, never half of one."""
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` atomically and makes its folder when there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = part_beside(path)
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Like write_text, with `value` as JSON; what JSON does not know is written as its text."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def copy_beside(source: Path, target: Path) -> Path:
+    """A flushed copy of `source` in the folder of `target`, ready to be moved there by Path.replace."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = part_beside(target)
+    with source.open("rb") as reader, part.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return part
+
+
+def part_beside(path: Path) -> Path:
+    """A new name beside `path`, hidden and with a foreign suffix, so that no listing takes it for data."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")

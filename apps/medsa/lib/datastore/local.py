@@ -1,0 +1,311 @@
+"""MONAI Label's local datastore with what it lacks: checked names and labels, history, a lasting registry.
+
+Concurrency. Shared between the server's threads: `_model`, what the registry file said when it was last
+read. It is never changed in place: a change copies it, writes the file and swaps the pointer, so readers
+need no lock. Shared between processes (training and scoring children build their own datastore): the
+registry file `datastore_v2.json` and the history's numbers, guarded by `_thread_lock` and then the file
+lock `.lock`, always in that order and together. Images and labels are read, checked and copied before the
+locks are taken; under them files are only renamed.
+"""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.datastore import DefaultLabelTag
+from pydantic import ValidationError
+
+from lib.datastore.files import copy_beside, write_text
+from lib.datastore.history import LabelHistory
+from lib.datastore.labelvalues import read_label
+from lib.datastore.names import check_image_id, check_tag
+from lib.errors import InputError, NotFoundError
+from lib.training.cases import label_digest
+from lib.volume import load_volume, save_mask
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = ("*.nii.gz", "*.nii", "*.nrrd")
+LABEL_SUFFIX = ".nii.gz"
+FINAL = DefaultLabelTag.FINAL.value
+Signature = tuple[int, int, int]
+
+
+class MedsaDatastore(LocalDatastore):
+    """Images in one folder, labels in labels/<tag>/ below it, all labels ever saved in .medsa/history/."""
+
+    def __init__(
+        self,
+        studies: str,
+        labels: Mapping[str, int],
+        serving_version: Callable[[], int | None],
+        auto_reload: bool = False,
+        read_only: bool = False,
+    ) -> None:
+        self._labels = dict(labels)
+        self._serving_version = serving_version
+        self._thread_lock = threading.RLock()
+        self._file_lock = FileLock(Path(studies) / ".lock", thread_local=False)
+        self._signature: Signature | None = None
+        self.history = LabelHistory(Path(studies))
+        super().__init__(studies, extensions=EXTENSIONS, auto_reload=auto_reload, read_only=read_only)
+        if auto_reload:
+            # The base class watches for new files, but not for those moved to their name when complete.
+            self._handler.on_moved = self._on_any_event
+
+    # The base class reads `_datastore` everywhere; through this property it sees what other processes wrote.
+    @property
+    def _datastore(self) -> LocalDatastoreModel:
+        if self._on_disk() != self._signature:
+            with self._thread_lock:
+                self._reload(repair=False)
+        return self._model
+
+    @_datastore.setter
+    def _datastore(self, model: LocalDatastoreModel) -> None:
+        self._model = model
+
+    def image_path(self, image_id: str) -> Path:
+        """The image's file; raises NotFoundError for an id that is not in the datastore."""
+        uri = self.get_image_uri(image_id) if isinstance(image_id, str) else ""
+        if not uri or not Path(uri).is_file():
+            raise NotFoundError(
+                "image", image_id, f"one of the {len(self.list_images())} image ids of this server"
+            )
+        return Path(uri)
+
+    def label_path(self, label_id: str, tag: str) -> Path:
+        """The current label's file; raises NotFoundError where there is none."""
+        uri = self.get_label_uri(label_id, check_tag(tag))
+        if not uri or not Path(uri).is_file():
+            raise NotFoundError("label", label_id, f"the id of an image that has a label with tag {tag}")
+        return Path(uri)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any] | None) -> str:
+        """Stores a new image; an id in use is refused, because its labels would no longer fit."""
+        default_id, suffix = self._to_id(Path(image_filename).name)
+        image_id = check_image_id(image_id or default_id)
+        if suffix not in [pattern.removeprefix("*") for pattern in EXTENSIONS]:
+            raise InputError("file", suffix, ", ".join(EXTENSIONS))
+        load_volume(Path(image_filename))
+        target = Path(self._model.image_path()) / self._filename(image_id, suffix)
+        part = copy_beside(Path(image_filename), target)
+        with self._transaction() as draft:
+            if image_id in draft.objects:
+                part.unlink()
+                raise InputError("image", image_id, "an id that is not in use")
+            part.replace(target)
+            info = {**(image_info or {}), "ts": _now_seconds(), "name": target.name}
+            draft.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
+        return image_id
+
+    def remove_image(self, image_id: str) -> None:
+        """Removes the image and its current labels; the history keeps every label."""
+        path = self.image_path(image_id)
+        for tag in self.get_labels_by_image_id(image_id):
+            self.remove_label(image_id, tag)
+        path.unlink()
+        self.refresh()
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any] | None
+    ) -> str:
+        """Checks the label against its image, keeps it as a new version and makes it the current one.
+
+        `label_info["label_info"]` names the values in the file. Raises NotFoundError, InputError,
+        VolumeError or LabelError, and then nothing is stored.
+        """
+        tag, info = check_tag(label_tag), dict(label_info or {})
+        image = load_volume(self.image_path(image_id))
+        values = read_label(Path(label_filename), image, self._labels, info.get("label_info"))
+        staged = self.history.stage(image_id, LABEL_SUFFIX)
+        save_mask(values, image, staged)
+        self._make_current(image_id, tag, staged, info)
+        return image_id
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Removes the current label; the history keeps it. Raises NotFoundError where there is none."""
+        tag = check_tag(label_tag)
+        path = self.label_path(label_id, tag)
+        self._keep_unknown(label_id, tag)
+        path.unlink()
+        self.refresh()
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Adds `info` to what is noted about the image; raises NotFoundError for an unknown id."""
+        self.image_path(image_id)
+        with self._transaction() as draft:
+            draft.objects[image_id].image.info.update(info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Adds `info` to what is noted about the label; raises NotFoundError where there is none."""
+        tag = check_tag(label_tag)
+        self.label_path(label_id, tag)
+        with self._transaction() as draft:
+            draft.objects[label_id].labels[tag].info.update(info)
+
+    def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> None:
+        self._keep_unknown(image_id, tag)
+        record = self._record(tag, label_digest(staged), info)
+        target = Path(self._model.label_path(tag)) / self._filename(image_id, LABEL_SUFFIX)
+        view = copy_beside(staged, target)
+        with self._transaction() as draft:
+            if image_id not in draft.objects:
+                view.unlink()
+                raise NotFoundError("image", image_id, "an image that was not removed meanwhile")
+            version = self.history.commit(image_id, staged, LABEL_SUFFIX, record)
+            view.replace(target)
+            self._remove_other_formats(image_id, tag)
+            noted = {
+                **info,
+                "ts": _now_seconds(),
+                "name": target.name,
+                "version": version,
+                "sha256": record["sha256"],
+            }
+            draft.objects[image_id].labels[tag] = DataModel(info=noted, ext=LABEL_SUFFIX)
+
+    def _record(self, tag: str, sha256: str, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "tag": tag,
+            "author": str(info.get("user") or info.get("client_id") or "unknown"),
+            "saved": datetime.now(UTC).isoformat(timespec="seconds"),
+            "adapter_version": self._serving_version(),
+            "sha256": sha256,
+            "params": dict(info),
+        }
+
+    def _keep_unknown(self, image_id: str, tag: str) -> None:
+        """Makes a current label that did not come through `save_label` a version, before it is replaced."""
+        uri = self.get_label_uri(image_id, tag)
+        if not uri or not Path(uri).is_file():
+            return
+        digest = label_digest(Path(uri))
+        if self.history.holds(image_id, digest):
+            return
+        _, suffix = self._to_id(Path(uri).name)
+        staged = self.history.stage(image_id, suffix)
+        shutil.copyfile(uri, staged)
+        with self._transaction():
+            self.history.commit(
+                image_id, staged, suffix, self._record(tag, digest, {"user": "found on disk"})
+            )
+
+    def _remove_other_formats(self, image_id: str, tag: str) -> None:
+        folder = Path(self._model.label_path(tag))
+        for pattern in EXTENSIONS:
+            suffix = pattern.removeprefix("*")
+            if suffix != LABEL_SUFFIX:
+                (folder / self._filename(image_id, suffix)).unlink(missing_ok=True)
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        """(id, suffix) of a file name; the base class removes the suffix wherever it stands in the name."""
+        for pattern in EXTENSIONS:
+            suffix = pattern.removeprefix("*")
+            if file.endswith(suffix):
+                return file.removesuffix(suffix), suffix
+        stem, dot, suffix = file.partition(".")
+        return stem, dot + suffix
+
+    @contextmanager
+    def _transaction(self) -> Iterator[LocalDatastoreModel]:
+        """A copy of the newest registry to change; written and shown to readers when the block ends well."""
+        with self._thread_lock, self._file_lock:
+            self._reload(repair=True)
+            draft = self._model.model_copy(deep=True)
+            yield draft
+            if draft != self._model or not Path(self._datastore_config_path).exists():
+                self._write(draft)
+
+    def _reconcile_datastore(self) -> None:
+        with self._transaction() as draft:
+            images = self._suffixes_by_id(Path(draft.image_path()))
+            known = draft.objects
+            draft.objects = {
+                image_id: known.get(image_id) or ImageLabelModel(image=DataModel())
+                for image_id in sorted(images)
+            }
+            for image_id, item in draft.objects.items():
+                item.image = _entry(item.image, image_id, images[image_id])
+            labels_folder = Path(draft.label_path(None))
+            tags = sorted(entry.name for entry in labels_folder.iterdir() if entry.is_dir())
+            found = {tag: self._suffixes_by_id(labels_folder / tag) for tag in tags}
+            for image_id, item in draft.objects.items():
+                item.labels = {
+                    tag: _entry(item.labels.get(tag), image_id, suffixes[image_id])
+                    for tag, suffixes in found.items()
+                    if image_id in suffixes
+                }
+
+    def _suffixes_by_id(self, folder: Path) -> dict[str, str]:
+        """Id -> suffix of the NIfTI and NRRD files in `folder`; of two with one id the first by name counts."""
+        found: dict[str, str] = {}
+        for name in sorted(self._list_files(folder, EXTENSIONS)):
+            image_id, suffix = self._to_id(name)
+            if not name.startswith(".") and found.setdefault(image_id, suffix) != suffix:
+                log.warning("two files of %s have the id %s; %s is left out", folder.name, image_id, name)
+        return found
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        with self._thread_lock, self._file_lock:
+            self._reload(repair=True)
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        with self._thread_lock, self._file_lock:
+            self._write(self._model)
+
+    def _reload(self, repair: bool) -> None:
+        """Takes over a changed registry file. The caller holds the thread lock, with `repair` both locks.
+
+        A file that cannot be understood is put aside and built anew from the folders: nothing is known only
+        to it but who saved what when, and the history knows that too.
+        """
+        signature, path = self._on_disk(), Path(self._datastore_config_path)
+        if signature is None or signature == self._signature:
+            return
+        try:
+            model = LocalDatastoreModel.model_validate_json(path.read_bytes())
+        except (ValidationError, OSError) as error:
+            log.warning("%s cannot be read (%s)", path.name, type(error).__name__)
+            if repair:
+                self._put_aside(path)
+            return
+        model.base_path = self._datastore_path
+        self._model, self._signature = model, signature
+
+    def _put_aside(self, path: Path) -> None:
+        aside = path.with_name(f"{path.name}.broken-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        path.replace(aside)
+        self._signature = None
+        log.warning("%s is kept as %s and built anew from the folders", path.name, aside.name)
+
+    def _write(self, model: LocalDatastoreModel) -> None:
+        """Writes the registry and shows it to the readers; the caller holds both locks."""
+        write_text(Path(self._datastore_config_path), model.model_dump_json(indent=2, exclude={"base_path"}))
+        self._model, self._signature = model, self._on_disk()
+
+    def _on_disk(self) -> Signature | None:
+        try:
+            stat = os.stat(self._datastore_config_path)
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _entry(known: DataModel | None, image_id: str, suffix: str) -> DataModel:
+    """The entry of a file that is there: the known one if it still describes it, else a new one."""
+    if known is not None and known.ext == suffix:
+        return known
+    return DataModel(info={"ts": _now_seconds(), "name": image_id + suffix}, ext=suffix)
+
+
+def _now_seconds() -> int:
+    return int(datetime.now(UTC).timestamp())

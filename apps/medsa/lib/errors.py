@@ -1,0 +1,60 @@
+"""The one exception tree of medsa.
+
+Every message names what was wrong, the value found and what is allowed. The edges
+(`infers/`, `server/`, `datastore/`, `cli.py`) translate `http_status` and the message; nothing else does.
+"""
+
+
+class MedsaError(Exception):
+    """Anything medsa refuses or cannot do. `http_status` is what a client is answered."""
+
+    http_status = 500
+
+
+class InputError(MedsaError):
+    """A value from outside that does not fit; the message names field, value and what is allowed."""
+
+    http_status = 422
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        shown = repr(value)
+        if len(shown) > 200:
+            shown = shown[:200] + "..."
+        super().__init__(f"{field}: {shown} is not accepted; allowed: {allowed}")
+        self.field, self.value, self.allowed = field, value, allowed
+
+
+class NotFoundError(InputError):
+    """A name or id that nothing answers to."""
+
+    http_status = 404
+
+
+class SettingsError(InputError):
+    """A setting in a YAML file or `--conf` that does not fit."""
+
+
+class VolumeError(MedsaError):
+    """An image that cannot be read as a volume."""
+
+    http_status = 422
+
+
+class LabelError(MedsaError):
+    """A label that does not fit its image or its label set."""
+
+    http_status = 422
+
+
+class CheckpointError(MedsaError):
+    """A base checkpoint that is absent, damaged or of another architecture."""
+
+
+class AdapterError(MedsaError):
+    """An adapter folder that is damaged or was made for something else."""
+
+
+class TrainingError(MedsaError):
+    """Training that cannot start or go on, e.g. without any label."""
+
+    http_status = 409

@@ -1,0 +1,76 @@
+"""The trained parts of Med-SA: small bottleneck modules beside SAM's frozen ones.
+
+Source: Wu et al., *Medical SAM Adapter*, arXiv 2304.12620 v7. Every `up` is zero-initialised, so that a freshly
+adapted network gives the unadapted network's output bit for bit.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MLP_SCALE = 0.5  # the factor s of the adapter parallel to an MLP (the paper leaves its value open)
+
+
+@dataclass(frozen=True)
+class AdapterDims:
+    """Widths of the adapters, in channels. `hyper_layers` is the number of generated weights K of HyP-Adpt."""
+
+    encoder_width: int
+    decoder_width: int
+    hyper_width: int
+    prompt_rank: int
+    hyper_layers: int
+
+
+class Adapter(nn.Module):
+    """Up(act(Down(x))) over the last axis; zero before training."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(channels, width)
+        self.up = _zero_linear(width, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(functional.gelu(self.down(x)))
+
+
+class HyperAdapter(nn.Module):
+    """HyP-Adpt: the prompt writes the weights that act on the down-projected tokens.
+
+    `tokens` and `prompt` are (B, T, channels): the decoder's tokens now, and as they entered the decoder.
+    """
+
+    def __init__(self, channels: int, width: int, rank: int, layers: int) -> None:
+        super().__init__()
+        self.width = width
+        self.down = nn.Linear(channels, width)
+        self.down_prompt = nn.Linear(channels, rank)
+        self.writers = nn.ModuleList(_identity_writer(rank, width) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.up = _zero_linear(width, channels)
+
+    def forward(self, tokens: Tensor, prompt: Tensor) -> Tensor:
+        embedding = self.down(tokens)
+        reduced = self.down_prompt(prompt)
+        for writer, norm in zip(self.writers, self.norms, strict=True):
+            weights = writer(reduced).unflatten(-1, (self.width, self.width))
+            embedding = functional.relu(norm(torch.einsum("bti,btio->bto", embedding, weights)))
+        return self.up(embedding)
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _identity_writer(rank: int, width: int) -> nn.Linear:
+    """One linear layer whose output, reshaped to (width, width), starts near the identity."""
+    writer = nn.Linear(rank, width * width)
+    nn.init.normal_(writer.weight, std=1e-2 / rank**0.5)
+    with torch.no_grad():
+        writer.bias.copy_(torch.eye(width).flatten())
+    return writer

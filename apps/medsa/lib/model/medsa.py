@@ -1,0 +1,183 @@
+"""Med-SA: SAM, frozen, with adapters in its encoder and decoder and one learned prompt token per label.
+
+The model is a pure function of planes, prompts and adapter. Everything trained lives in `MedSA.adapters`, and exactly
+that is saved; everything else is the base and never changes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from lib.errors import AdapterError, CheckpointError
+from lib.model import decoder, encoder
+from lib.model.adapters import AdapterDims
+from lib.model.base import DECODER_BLOCKS, DECODER_WIDTH, BaseSpec, load_strictly
+
+
+@dataclass(frozen=True)
+class SinglePrompt:
+    """What is asked of one plane, in model pixels (x along columns, y along rows; a pixel's centre is whole).
+
+    `points` are (x, y, label) with label 1 positive, 0 negative; `box_xyxy` the box's edges; `mask_logits` (m, m);
+    `label_id` the index of the label meant, -1 for none.
+    """
+
+    points: Sequence[tuple[float, float, int]] = ()
+    box_xyxy: Sequence[float] | None = None
+    mask_logits: Tensor | None = None
+    label_id: int = -1
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """One lone click: it may mean a part or the whole."""
+        return len(self.points) == 1 and self.box_xyxy is None and self.mask_logits is None
+
+
+@dataclass(frozen=True)
+class PlanePrompts:
+    """P prompts, one plane each.
+
+    points_xy (P, N, 2) in model pixels; point_labels (P, N): 1 positive, 0 negative, 2 and 3 a box's corners, -1
+    padding; masks (P, 1, m, m) logits, used where has_mask (P,); label_ids (P,), -1 for none.
+    """
+
+    points_xy: Tensor
+    point_labels: Tensor
+    masks: Tensor | None = None
+    has_mask: Tensor | None = None
+    label_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.points_xy.shape[0]
+
+    def to(self, device: torch.device | str) -> "PlanePrompts":
+        """The same prompts on `device`."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PlanePrompts(**{key: None if value is None else value.to(device) for key, value in moved.items()})
+
+    @classmethod
+    def stack(cls, prompts: Sequence[SinglePrompt]) -> "PlanePrompts":
+        """Pads the prompts to one length, with SAM's padding token where there is no box, as SAM does."""
+        rows = [_point_row(prompt) for prompt in prompts]
+        length = max(len(row) for row in rows)
+        padded = [row + [(0.0, 0.0, decoder.PADDING)] * (length - len(row)) for row in rows]
+        table = torch.tensor(padded, dtype=torch.float32)
+        masks, has_mask = _stack_masks([prompt.mask_logits for prompt in prompts])
+        label_ids = torch.tensor([prompt.label_id for prompt in prompts])
+        return cls(table[..., :2], table[..., 2].long(), masks, has_mask, label_ids)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Logits (P, 4, m, m) and predicted IoU (P, 4): entry 0 answers a clear prompt, 1 to 3 an ambiguous one."""
+
+    logits: Tensor
+    iou: Tensor
+
+    def choose(self, ambiguous: Tensor) -> tuple[Tensor, Tensor]:
+        """One mask a prompt: logits (P, m, m), IoU (P,).
+
+        Where `ambiguous` (P,) it is the best of entries 1 to 3 by predicted IoU, as SAM does, else entry 0.
+        """
+        best = self.iou[:, 1:].argmax(dim=1) + 1
+        index = torch.where(ambiguous, best, torch.zeros_like(best))
+        rows = torch.arange(len(index), device=index.device)
+        return self.logits[rows, index], self.iou[rows, index]
+
+
+class MedSA(nn.Module):
+    """SAM with adapters. With `dims` None it is the base alone, which is what pretraining trains.
+
+    `trained` is False while the adapters are still zero: then labels are ignored, and the output is the base's.
+    """
+
+    def __init__(self, sam: Sam, spec: BaseSpec, dims: AdapterDims | None, labels: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.sam, self.spec, self.dims, self.labels = sam, spec, dims, tuple(labels)
+        self.trained = False
+        self.adapters = _new_adapters(spec, dims, len(self.labels))
+        if dims is not None:
+            self.sam.requires_grad_(False)
+
+    def encode(self, planes: Tensor) -> Tensor:
+        """Planes (B, 3, S, S) with values 0 to 255 -> embeddings (B, 256, g, g)."""
+        pixels = (planes - self.sam.pixel_mean) / self.sam.pixel_std
+        return encoder.encode(self.sam.image_encoder, pixels, self._part("encoder"))
+
+    def decode(self, embeddings: Tensor, prompts: PlanePrompts) -> Masks:
+        """Embeddings (P, 256, g, g), one a prompt, and P prompts -> P mask sets."""
+        prompt_encoder = self.sam.prompt_encoder
+        tokens = decoder.embed_points(prompt_encoder, prompts.points_xy, prompts.point_labels)
+        if self.trained and prompts.label_ids is not None:
+            tokens = torch.cat([tokens, self._label_tokens(prompts.label_ids)], dim=1)
+        dense = decoder.embed_masks(prompt_encoder, prompts.masks, prompts.has_mask, len(prompts))
+        positions = prompt_encoder.get_dense_pe()
+        logits, iou = decoder.decode(
+            self.sam.mask_decoder, embeddings, positions, tokens, dense, self._part("decoder")
+        )
+        return Masks(logits, iou)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Copies of exactly the trained tensors, on the CPU."""
+        return {key: value.detach().cpu().clone() for key, value in self.adapters.state_dict().items()}
+
+    def load_adapter_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over trained tensors; raises AdapterError naming every key that does not fit."""
+        try:
+            load_strictly(self.adapters, tensors, "adapter")
+        except CheckpointError as error:
+            raise AdapterError(str(error)) from error
+        self.trained = True
+
+    def reset_adapter(self) -> None:
+        """Back to fresh adapters: the model answers as its base again."""
+        device = next(self.sam.parameters()).device
+        self.adapters = _new_adapters(self.spec, self.dims, len(self.labels)).to(device)
+        self.trained = False
+
+    def _part(self, name: str) -> nn.ModuleList | None:
+        return self.adapters[name] if name in self.adapters else None  # type: ignore[return-value]
+
+    def _label_tokens(self, label_ids: Tensor) -> Tensor:
+        """(P,) -> (P, 1, 256): the label's token, or SAM's padding token where no label is meant."""
+        table = torch.cat([self.sam.prompt_encoder.not_a_point_embed.weight, self.adapters["labels"].weight])
+        return table[label_ids + 1].unsqueeze(1)
+
+
+def _new_adapters(spec: BaseSpec, dims: AdapterDims | None, label_count: int) -> nn.ModuleDict:
+    if dims is None:
+        return nn.ModuleDict()
+    blocks = [
+        encoder.BlockAdapters(spec.encoder_width, dims.encoder_width) for _ in range(spec.encoder_depth)
+    ]
+    labels = nn.Embedding(label_count, DECODER_WIDTH)
+    return nn.ModuleDict(
+        {
+            "encoder": nn.ModuleList(blocks),
+            "decoder": nn.ModuleList(
+                decoder.TwoWayAdapters(DECODER_WIDTH, dims) for _ in range(DECODER_BLOCKS)
+            ),
+            "labels": labels,
+        }
+    )
+
+
+def _point_row(prompt: SinglePrompt) -> list[tuple[float, float, int]]:
+    row = list(prompt.points)
+    if prompt.box_xyxy is None:
+        return [*row, (0.0, 0.0, decoder.PADDING)]
+    x0, y0, x1, y1 = prompt.box_xyxy
+    return [*row, (x0, y0, decoder.BOX_START), (x1, y1, decoder.BOX_STOP)]
+
+
+def _stack_masks(masks: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    """Masks (m, m) or None -> (P, 1, m, m) with zeros where there is none, and which there are (P,)."""
+    present = [mask for mask in masks if mask is not None]
+    if not present:
+        return None, None
+    blank = torch.zeros_like(present[0])
+    stacked = torch.stack([blank if mask is None else mask for mask in masks]).unsqueeze(1)
+    return stacked, torch.tensor([mask is not None for mask in masks], device=stacked.device)

@@ -1,0 +1,148 @@
+"""Housekeeping: once a second it looks at what is on disk and starts the training or the scoring that is due.
+
+Nothing is remembered that a restart would lose: the queue is computed from the labels and the records of
+the finished runs, and how often it was started from `attempts.json`. One daemon thread, started only in the
+server.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from monailabel.utils.async_tasks.task import AsyncTask
+from monailabel.utils.async_tasks.utils import tasks
+
+from lib.server.attempts import Attempts
+from lib.server.parts import Parts
+from lib.server.queue_view import QueueView
+
+log = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 1.0
+Action = Literal["train", "score"]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that decides what to start.
+
+    `pending` counts labels; `unscored` are case ids, `tried` those of the last scoring that was started, so that
+    one that makes no headway is not started for ever.
+    """
+
+    training: bool
+    scoring: bool
+    auto_train: bool
+    train_after: int
+    pending: int
+    may_start: bool
+    unscored: tuple[str, ...]
+    tried: tuple[str, ...]
+
+
+def training_is_due(situation: Situation) -> bool:
+    """Whether the queue is long enough and has a start left."""
+    return situation.auto_train and situation.may_start and situation.pending >= situation.train_after
+
+
+def next_action(situation: Situation) -> Action | None:
+    """What to start now, if anything: training first, scoring when nothing else runs."""
+    if situation.training:
+        return None
+    if training_is_due(situation):
+        return "train"
+    if not situation.scoring and situation.unscored and situation.unscored != situation.tried:
+        return "score"
+    return None
+
+
+def is_active(method: str) -> bool:
+    """Whether a child process of this kind runs or is about to."""
+    return any(task["status"] in ("SUBMITTED", "RUNNING") for task in list(tasks(method)))
+
+
+class Housekeeping:
+    """Starts what is due for one app."""
+
+    def __init__(self, parts: Parts, queue: QueueView) -> None:
+        self._parts, self._queue = parts, queue
+        self.attempts = Attempts(parts.state / "attempts.json")
+        self._tried: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        """Begins to look once a second, until the process ends."""
+        threading.Thread(target=self._run, name="medsa-housekeeping", daemon=True).start()
+
+    def situation(self) -> Situation:
+        """The state of things now."""
+        training = self._parts.settings.training
+        pending = self._queue.pending()
+        return Situation(
+            training=is_active("train"),
+            scoring=is_active("scoring"),
+            auto_train=training.auto_train,
+            train_after=training.train_after,
+            pending=len(pending),
+            may_start=self.attempts.may_start(pending),
+            unscored=self._queue.unscored(),
+            tried=self._tried,
+        )
+
+    def tick(self) -> Action | None:
+        """Looks once and starts what is due; returns what was started."""
+        self._parts.serving.current()  # takes up a new version even when nobody clicks
+        situation = self.situation()
+        action = next_action(situation)
+        if action == "train":
+            self._start_training(situation)
+        elif action == "score":
+            self._tried = situation.unscored
+            AsyncTask.run("scoring", request={"method": "medsa"})
+        return action
+
+    def note_stop(self) -> None:
+        """Somebody stopped the training: it is not started again for the same labels."""
+        self.attempts.note_stop(self._queue.pending())
+
+    def _start_training(self, situation: Situation) -> None:
+        if situation.scoring:
+            # Its scores are of a version that is about to be replaced, and training needs the processor.
+            AsyncTask.stop("scoring")
+            self._tried = ()
+        self.attempts.note_start(self._queue.pending())
+        log.info("training starts: %d new labels", situation.pending)
+        AsyncTask.run("train", request={"model": "medsa"})
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                self.tick()
+            except Exception:
+                # The loop has to outlive whatever a file or a child process does.
+                log.exception("housekeeping failed; it is tried again")
+            pause.wait(INTERVAL_SECONDS)
+
+
+def status(parts: Parts, housekeeping: Housekeeping) -> dict[str, Any]:
+    """The answer of GET /medsa/status but for the base."""
+    situation = housekeeping.situation()
+    records = parts.releases.records()
+    return {
+        "task": parts.settings.task.name,
+        "pending_labels": situation.pending,
+        "train_after": situation.train_after,
+        "auto_train": situation.auto_train,
+        "training": situation.training,
+        "training_due": training_is_due(situation),
+        "scoring": situation.scoring,
+        "unscored_cases": len(situation.unscored),
+        "last_run": _summary(records[-1]) if records else None,
+        "versions": parts.releases.versions(),
+    }
+
+
+def _summary(record: dict[str, Any]) -> dict[str, Any]:
+    shown = ("decision", "reasons", "time", "champion", "version", "skipped", "steps", "seconds")
+    return {key: record[key] for key in shown if key in record}

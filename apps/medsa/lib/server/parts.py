@@ -1,0 +1,116 @@
+"""Everything the app is made of, built from its settings; nothing is loaded or started here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.activelearning.leases import Leases
+from lib.bases import choose_base, torch_device
+from lib.embeddings import EmbeddingCache
+from lib.errors import AdapterError, SettingsError
+from lib.infers.serving import OpenBase, ServingModel, View
+from lib.infers.volumes import VolumeCache
+from lib.model.catalog import BaseChoice, build_model
+from lib.model.medsa import MedSA
+from lib.settings import Settings, load_settings
+from lib.training.cases import CaseFile
+from lib.training.record import RunRecord
+from lib.training.releases import Releases
+from lib.training.run import run_training
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The app's parts. `state` is the folder of all that outlives the server but the studies themselves."""
+
+    settings: Settings
+    app_dir: Path
+    state: Path
+    releases: Releases
+    serving: ServingModel
+    volumes: VolumeCache
+    leases: Leases
+
+    @property
+    def scores_file(self) -> Path:
+        """Where scoring leaves what the strategies read."""
+        return self.state / "scores.json"
+
+    def serving_version(self) -> int | None:
+        """The version that answers; None while no model is loaded, as in a child process."""
+        served = self.serving.served
+        return None if served is None else served.adapter_version
+
+    def train(self, files: list[CaseFile]) -> RunRecord:
+        """One training run on `files`; raises TrainingError when it cannot start."""
+        device = torch_device(self.settings.serving)
+        return run_training(
+            self.state, files, self.settings, self.build_model, device=device, code_version=VERSION
+        )
+
+    def build_model(self) -> tuple[MedSA, str]:
+        """The base with fresh adapters and the SHA-256 of its file; raises CheckpointError."""
+        choice = _choice(self.settings, self.app_dir, self.releases)
+        return build_model(choice, list(self.settings.task.labels))
+
+
+def build_parts(app_dir: Path, studies: str, conf: Mapping[str, str]) -> Parts:
+    """Raises SettingsError for a setting that does not fit, or for studies that are no folder."""
+    if studies.startswith(("http://", "https://")):
+        raise SettingsError(
+            "studies", studies, "a folder of NIfTI or NRRD files; DICOMweb is not supported yet"
+        )
+    settings = load_settings(app_dir / "configs", conf)
+    state = settings.serving.state or app_dir / "model" / settings.task.name
+    releases = Releases(state)
+    return Parts(
+        settings,
+        app_dir,
+        state,
+        releases,
+        _serving_model(settings, app_dir, releases),
+        VolumeCache(),
+        Leases(state / "leases.json", settings.serving.lease_minutes),
+    )
+
+
+def _serving_model(settings: Settings, app_dir: Path, releases: Releases) -> ServingModel:
+    task, serving = settings.task, settings.serving
+
+    def open_base() -> OpenBase:
+        choice = _choice(settings, app_dir, releases)
+        model, sha256 = build_model(choice, list(task.labels))
+        return OpenBase(choice.name, choice.reason, sha256, model)
+
+    view = View(task.intensity, task.slice_axis, torch_device(serving))
+    return ServingModel(
+        open_base, releases, task.labels, view, EmbeddingCache(serving.embedding_cache_mb << 20)
+    )
+
+
+def _choice(settings: Settings, app_dir: Path, releases: Releases) -> BaseChoice:
+    return choose_base(settings, app_dir, _published_base(releases))
+
+
+def _published_base(releases: Releases) -> str | None:
+    try:
+        champion = releases.champion()
+        return None if champion is None else champion.config.base_name
+    except AdapterError:
+        return None  # the serving model says what is wrong with it
+
+
+def describe_base(serving: ServingModel) -> dict[str, Any]:
+    """The base and the version that answer, for people."""
+    served = serving.served
+    if served is None:
+        return {"base": None, "base_reason": None, "version": None, "problem": serving.problem}
+    return {
+        "base": served.base,
+        "base_reason": served.reason,
+        "version": served.adapter_version,
+        "problem": serving.problem,
+    }

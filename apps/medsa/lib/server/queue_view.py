@@ -1,0 +1,58 @@
+"""What waits for training and for scoring, read from disk each time; only what did not change is remembered.
+
+Shared between the housekeeping thread and the status route: the digests of unchanged files, guarded by one
+lock that is not held while a file is read. Losing a race means reading a file twice.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from lib.scoring.scores import read_scores
+from lib.server.parts import Parts
+from lib.trainers.medsa_trainer import labelled_cases
+from lib.training.cases import label_digest
+from lib.training.pending import pending_labels
+
+Signature = tuple[int, int, int]
+
+
+class QueueView:
+    """The queue of one app: `store` is its datastore."""
+
+    def __init__(self, parts: Parts, store: Any) -> None:
+        self._parts, self._store = parts, store
+        self._lock = threading.Lock()
+        self._digests: dict[Path, tuple[Signature, str]] = {}
+
+    def pending(self) -> dict[str, str]:
+        """Case id -> label digest of the labels that no finished training has seen."""
+        current = {
+            case.case_id: digest
+            for case in labelled_cases(self._store)
+            if (digest := self._digest(case.label)) is not None
+        }
+        return {case: current[case] for case in pending_labels(current, self._parts.releases.records())}
+
+    def unscored(self) -> tuple[str, ...]:
+        """Unlabelled cases that the serving version has not scored; none before the model was loaded."""
+        served = self._parts.serving.served
+        if served is None:
+            return ()
+        table = read_scores(self._parts.scores_file)
+        return tuple(table.missing(self._store.get_unlabeled_images(), served.base, served.adapter_version))
+
+    def _digest(self, label: Path) -> str | None:
+        try:
+            stat = label.stat()
+            signature = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            with self._lock:
+                known = self._digests.get(label)
+            if known is not None and known[0] == signature:
+                return known[1]
+            digest = label_digest(label)
+        except OSError:
+            return None  # removed meanwhile
+        with self._lock:
+            self._digests[label] = (signature, digest)
+        return digest

@@ -1,0 +1,17 @@
+"""Puts medsa's own routes before MONAI Label's in the running FastAPI server."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from lib.server.datastore_routes import datastore_router
+from lib.server.infer_routes import infer_router
+from lib.server.loop import Housekeeping
+from lib.server.parts import Parts
+from lib.server.task_routes import task_router
+
+
+def add_routes(server: FastAPI, app: Any, parts: Parts, housekeeping: Housekeeping) -> None:
+    """The first route that matches answers, so ours have to come first."""
+    routers = (infer_router(app), datastore_router(app), task_router(app, parts, housekeeping))
+    server.router.routes[0:0] = [route for router in routers for route in router.routes]

@@ -1,0 +1,113 @@
+"""What all of medsa's own routes share: errors as answers, who asks, and uploaded files.
+
+FastAPI runs plain functions in a thread pool, so that none of them holds up the others; MONAI Label's own
+routes are coroutines around synchronous code, and do.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.exception import MONAILabelException
+from starlette.exceptions import HTTPException
+
+from lib.datastore.labelvalues import RAW_SUFFIX
+from lib.errors import InputError, MedsaError
+from lib.volume import SUFFIXES
+
+log = logging.getLogger(__name__)
+
+AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
+Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class MedsaRoute(APIRoute):
+    """A route that answers every error as {"detail": text}, with the status that the error carries."""
+
+    def get_route_handler(self) -> Handler:
+        """FastAPI's own handler, with errors turned into answers."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (HTTPException, RequestValidationError):
+                raise  # FastAPI answers these itself
+            except MedsaError as error:
+                return _answer(error.http_status, str(error))
+            except MONAILabelException as error:
+                return _answer(500, error.msg)
+            except Exception as error:
+                # The next request has to work whatever the model or a library does in this one.
+                log.exception("%s %s failed", request.method, self.path)
+                return _answer(500, f"internal error: {type(error).__name__}: {error}")
+
+        return handle
+
+
+def json_object(field: str, text: str | None) -> dict[str, Any]:
+    """A JSON object from a form field; empty when nothing came. Raises InputError for anything else."""
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if not isinstance(value, dict):
+        raise InputError(field, value, "a JSON object")
+    return value
+
+
+def author(user: User, params: dict[str, Any], request: Request) -> str:
+    """Who asks: the account where there are accounts, else what the client calls itself, else its address.
+
+    OHIF sends neither, so all OHIF users behind one address are one client.
+    """
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        return user.username
+    client = params.get("client_id")
+    if isinstance(client, str) and client:
+        return client
+    return f"host {request.client.host}" if request.client else "unknown"
+
+
+def known_suffix(file_name: str, extra: tuple[str, ...] = ()) -> str:
+    """The image suffix that a client's file name ends in; raises InputError for another one."""
+    suffixes = (*SUFFIXES, *extra)
+    found = next((suffix for suffix in suffixes if file_name.endswith(suffix)), None)
+    if found is None:
+        raise InputError("file name", file_name, f"a name that ends in {', '.join(suffixes)}")
+    return found
+
+
+@contextmanager
+def received(upload: UploadFile, extra: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The uploaded file under a name of our own with its suffix, for as long as the block lasts."""
+    suffix = known_suffix(upload.filename or f"upload{SUFFIXES[0]}", extra)
+    with tempfile.TemporaryDirectory(prefix="medsa-") as folder:
+        path = Path(folder) / f"upload{suffix}"
+        with path.open("wb") as stream:
+            shutil.copyfileobj(upload.file, stream, 1 << 20)
+        yield path
+
+
+def received_label(upload: UploadFile) -> Any:
+    """Like `received`; raw voxels (.bin), as a browser sends them, are allowed too."""
+    return received(upload, (RAW_SUFFIX,))
+
+
+def _answer(status: int, detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status_code=status)

@@ -1,0 +1,71 @@
+"""Training, scoring, the next case and the server's own account of itself."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from monailabel.endpoints import scoring as scoring_endpoint
+from monailabel.endpoints import train as train_endpoint
+
+from lib.errors import NotFoundError, TrainingError
+from lib.server.loop import Housekeeping, status
+from lib.server.parts import Parts, describe_base
+from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, author
+
+MIN_LABELLED = 2  # one to train on, one to compare versions on
+Params = Annotated[dict[str, Any] | None, Body()]
+
+
+def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter:
+    """The routes, answered by `app`."""
+    router = APIRouter(route_class=MedsaRoute)
+    _add_training_routes(router, app, housekeeping)
+
+    @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Next case to label")
+    def next_case(request: Request, strategy: str, user: AnyUser, params: Params = None) -> Any:
+        given = params or {}
+        found = app.next_sample({**given, "strategy": strategy, "client_id": author(user, given, request)})
+        return {**found, **app.datastore().get_image_info(found["id"])} if found else {}
+
+    @router.post("/scoring/{method}", tags=["Scoring"], summary="Score the unlabelled cases")
+    def score(method: str, user: Annotator, params: Params = None, run_sync: bool = False) -> Any:
+        _check_name("method", method, app.info()["scoring"])
+        return scoring_endpoint.run_method(method, params, run_sync)
+
+    @router.get("/medsa/status", tags=["medsa"], summary="Base, adapter version, queue and last training")
+    def medsa_status(user: AnyUser) -> Any:
+        return describe_base(parts.serving) | status(parts, housekeeping)
+
+    return router
+
+
+def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping) -> None:
+    @router.post("/train/", include_in_schema=False)
+    def train_all(user: Admin, params: Params = None, run_sync: bool = False) -> Any:
+        _check_labels(app)
+        return train_endpoint.run(params, run_sync)
+
+    @router.post("/train/{model}", tags=["Train"], summary="Run Training Task for specific model")
+    def train(
+        model: str, user: Admin, params: Params = None, run_sync: bool = False, enqueue: bool = False
+    ) -> Any:
+        _check_name("model", model, app.info()["trainers"])
+        _check_labels(app)
+        return train_endpoint.run_model(model, params, run_sync, enqueue)
+
+    @router.delete("/train/", tags=["Train"], summary="Stop Training Task")
+    def stop_training(user: Admin) -> Any:
+        housekeeping.note_stop()
+        return train_endpoint.stop()
+
+
+def _check_labels(app: Any) -> None:
+    count = len(app.datastore().get_labeled_images())
+    if count == 0:
+        raise TrainingError("no labels: save a label first; training needs at least 2 labelled images")
+    if count < MIN_LABELLED:
+        raise TrainingError(f"training needs at least {MIN_LABELLED} labelled images, found {count}")
+
+
+def _check_name(field: str, name: str, known: dict[str, Any]) -> None:
+    if name not in known:
+        raise NotFoundError(field, name, ", ".join(known))

@@ -1,0 +1,232 @@
+"""The app's settings: `configs/*.yaml` and `--conf` overrides, validated into frozen models.
+
+This is the only YAML reader.
+
+Settings stay at the edges: they build plain arguments and never enter the classes that do the work
+(`IntensitySettings` is the exception: it is itself such an argument).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from lib.errors import SettingsError
+
+# Keys that MONAI Label itself reads from the same --conf pairs.
+MONAI_LABEL_KEYS = frozenset({"server_mode"})
+DEFAULT_TASK = "demo"
+
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+LabelValue = Annotated[int, Field(strict=True, ge=1, le=255)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+AnyModel = TypeVar("AnyModel", bound="_Settings")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class IntensitySettings(_Settings):
+    """How intensities reach the model: by percentiles of the whole volume, or by a fixed HU window."""
+
+    kind: Literal["percentile", "window"] = "percentile"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    window_hu: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> "IntensitySettings":
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError("percentiles need 0 <= low < high <= 100")
+        if self.kind == "window" and self.window_hu is None:
+            raise ValueError("kind window needs window_hu: [low, high]")
+        if self.window_hu is not None and not self.window_hu[0] < self.window_hu[1]:
+            raise ValueError("window_hu needs low < high")
+        return self
+
+
+class TaskSettings(_Settings):
+    """What is segmented: label names with their values in files, and how images are shown to the model."""
+
+    name: str
+    description: str
+    labels: dict[LabelName, LabelValue] = Field(min_length=1)
+    intensity: IntensitySettings
+    slice_axis: Literal["auto", "i", "j", "k"] = "auto"
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> "TaskSettings":
+        if len(set(self.labels.values())) < len(self.labels):
+            raise ValueError("two labels share a value")
+        if "background" in self.labels:
+            raise ValueError("background is not a label: it is value 0 already")
+        return self
+
+
+class AdapterSettings(_Settings):
+    """Widths of the adapters in channels; `hyper_layers` counts the generated weights of HyP-Adpt."""
+
+    encoder_width: PositiveInt
+    decoder_width: PositiveInt
+    hyper_width: PositiveInt
+    prompt_rank: PositiveInt
+    hyper_layers: PositiveInt
+
+
+class BaseModelSettings(_Settings):
+    """One base model: its dimensions, where its file is, and how large its adapters may be."""
+
+    name: str
+    image_size: PositiveInt
+    patch_size: PositiveInt
+    encoder_width: PositiveInt
+    encoder_depth: PositiveInt
+    encoder_heads: PositiveInt
+    global_blocks: tuple[int, ...]
+    window_size: PositiveInt
+    file: str | None = None
+    url: str | None = None
+    bytes: PositiveInt | None = None
+    sha256: Sha256 | None = None
+    adapter_budget: float = Field(gt=0, lt=1)
+    adapter: AdapterSettings
+
+    @model_validator(mode="after")
+    def _file_can_be_found_and_checked(self) -> "BaseModelSettings":
+        if (self.file is None) == (self.url is None):
+            raise ValueError("either file (shipped) or url (downloaded) is needed, not both")
+        if self.url is not None and (self.sha256 is None or self.bytes is None):
+            raise ValueError("url needs bytes and sha256")
+        return self
+
+
+class TrainingSettings(_Settings):
+    """When and how the adapter is trained; `train_minutes` is the time budget of one run."""
+
+    auto_train: bool = True
+    train_after: PositiveInt = 5
+    train_minutes: float = Field(default=3.0, gt=0)
+    validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_slices: PositiveInt = 8
+    prompts_per_slice: PositiveInt = 2
+    seed: int = Field(default=0, ge=0)
+    gate_margin: float = Field(default=0.0, ge=0)
+
+
+class ServingSettings(_Settings):
+    """Which base serves, from which file, on which device, and how much is kept for how long."""
+
+    base: Literal["auto", "vit_t", "vit_b", "vit_l", "vit_h"] = "auto"
+    checkpoint: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    embedding_cache_mb: PositiveInt = 1024
+    lease_minutes: float = Field(default=60, gt=0)
+    state: Path | None = None
+
+
+class Settings(_Settings):
+    """Everything that is set, for one task."""
+
+    task: TaskSettings
+    training: TrainingSettings
+    serving: ServingSettings
+    bases: dict[str, BaseModelSettings]
+
+
+def load_settings(config_dir: Path, overrides: Mapping[str, str]) -> Settings:
+    """The settings in `config_dir`, with `overrides` (the `--conf` pairs) on top.
+
+    Raises SettingsError, in one line, naming the file (or --conf) and key, the value and what is allowed.
+    """
+    _check_keys(overrides)
+    task = overrides.get("task", DEFAULT_TASK)
+    return Settings(
+        task=_load_task(config_dir / "tasks", task),
+        training=_load_section(TrainingSettings, config_dir / "training.yaml", overrides),
+        serving=_load_section(ServingSettings, config_dir / "serving.yaml", overrides),
+        bases=_load_bases(config_dir / "bases.yaml"),
+    )
+
+
+def _check_keys(overrides: Mapping[str, str]) -> None:
+    own = ["task", *TrainingSettings.model_fields, *ServingSettings.model_fields]
+    for key, value in overrides.items():
+        if key not in own and key not in MONAI_LABEL_KEYS:
+            raise SettingsError(f"--conf {key}", value, f"the keys {', '.join(sorted(own))}")
+
+
+def _load_task(folder: Path, name: str) -> TaskSettings:
+    # Compared with the listing, so that a name such as ../x opens nothing.
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise SettingsError("--conf task", name, ", ".join(names) or f"no task in {folder}")
+    return _named(TaskSettings, name, _read_yaml(folder / f"{name}.yaml"), f"tasks/{name}.yaml: ")
+
+
+def _load_bases(path: Path) -> dict[str, BaseModelSettings]:
+    return {
+        str(name): _named(BaseModelSettings, str(name), content, f"{path.name}: {name}.")
+        for name, content in _read_yaml(path).items()
+    }
+
+
+def _load_section(model: type[AnyModel], path: Path, overrides: Mapping[str, str]) -> AnyModel:
+    # The file alone first, so that an override never hides a mistake in it, nor is blamed for one.
+    of_file = _validate(model, _read_yaml(path), f"{path.name}: ")
+    given = {key: value for key, value in overrides.items() if key in model.model_fields}
+    return _validate(model, {**of_file.model_dump(), **given}, "--conf ")
+
+
+def _named(model: type[AnyModel], name: str, content: Any, where: str) -> AnyModel:
+    """`content` as a `model` whose name comes from the file or entry, not from the content."""
+    if not isinstance(content, dict):
+        raise SettingsError(where.rstrip(": ."), content, "a mapping of keys to values")
+    if "name" in content:
+        raise SettingsError(f"{where}name", content["name"], "no such key; the name is the file's or entry's")
+    return _validate(model, {"name": name, **content}, where)
+
+
+def _validate(model: type[AnyModel], content: dict[str, Any], where: str) -> AnyModel:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise _settings_error(model, error, where) from error
+
+
+def _settings_error(model: type[BaseModel], error: ValidationError, where: str) -> SettingsError:
+    """The first problem of `error` in one line; `where` is what comes before the key."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    field = f"{where}{'.'.join(path)}".rstrip(": .")
+    if problem["type"] == "extra_forbidden":
+        return SettingsError(field, problem["input"], f"the keys {', '.join(_keys_beside(model, path))}")
+    if problem["type"] == "missing":
+        return SettingsError(field, None, "a value; this key is needed")
+    return SettingsError(field, problem["input"], problem["msg"].replace("\n", " "))
+
+
+def _keys_beside(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path[:-1]:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return sorted(set(model.model_fields) - {"name"})
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(path.name, reason, "a readable YAML file") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsError(path.name, content, "a mapping of names to values")
+    return content

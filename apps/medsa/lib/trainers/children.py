@@ -1,0 +1,48 @@
+"""What MONAI Label's child processes (training, scoring) do about the server that started them.
+
+The server writes its process id into the environment its children inherit. A child runs at a lower
+priority, so that clicks come first, and ends by itself soon after the server is gone, also after a kill -9.
+"""
+
+import os
+import sys
+import threading
+import time
+
+from lib.memory import keep_freed_memory
+
+SERVER_PID = "MEDSA_SERVER_PID"
+CHILD_MAIN = "monailabel.interfaces.utils.app"
+NICENESS = 10
+_CHECK_SECONDS = 1.0
+
+
+def announce_server() -> None:
+    """Called once by the server, before it starts children."""
+    os.environ[SERVER_PID] = str(os.getpid())
+
+
+def become_child() -> None:
+    """Lowers the priority and ties this process to the server's life; does nothing in any other process.
+
+    A task can also be run in the server itself (`run_sync`), which has to keep its priority and its parent.
+    """
+    if not _is_child():
+        return
+    os.nice(NICENESS)
+    keep_freed_memory()
+    server = os.environ.get(SERVER_PID)
+    if server is not None:
+        threading.Thread(target=_end_with, args=(int(server),), name="server-watch", daemon=True).start()
+
+
+def _is_child() -> bool:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == CHILD_MAIN
+
+
+def _end_with(server: int) -> None:
+    while os.getppid() == server:
+        time.sleep(_CHECK_SECONDS)
+    # Not sys.exit: that would end only this thread. What the others do is lost without the server anyway.
+    os._exit(1)

@@ -1,0 +1,245 @@
+"""A whole training run: load, split, train, compare with the serving adapter, publish or refuse, record.
+
+One run at a time for a state folder: it holds the file lock `training.lock` throughout, and publishes under
+the lock of `lib.training.releases` (order: training lock, then releases lock). `progress.json` is for
+readers, who need no lock. A killed run changes nothing that serves; what it left is removed by the next one.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lib.errors import TrainingError
+from lib.model.adapter_io import AdapterConfig, load_adapter, save_adapter
+from lib.model.medsa import MedSA
+from lib.settings import Settings
+from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases, split
+from lib.training.gate import Decision, Scores, decide
+from lib.training.loop import Progress, TrainOptions, TrainResult, train
+from lib.training.progress_file import ProgressFile, read_progress
+from lib.training.record import RunRecord, write_card
+from lib.training.releases import Releases
+from lib.training.samples import prepare_case
+from lib.training.validation import as_scores, validate
+from lib.training.viewpoint import Viewpoint
+
+log = logging.getLogger(__name__)
+
+MAX_VALIDATION_CASES = 8  # those with the lowest hashes, so that they stay the same as labels are added
+
+BuildModel = Callable[[], tuple[MedSA, str]]
+
+
+def run_training(
+    state: Path,
+    files: Sequence[CaseFile],
+    settings: Settings,
+    build_model: BuildModel,
+    *,
+    device: str = "cpu",
+    code_version: str = "",
+    clock: Callable[[], float] = time.monotonic,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunRecord:
+    """Trains on `files`, starting from the serving adapter, and publishes the result if the gate lets it.
+
+    `build_model()` gives the base with fresh adapters and the base file's SHA-256. `should_stop` ends the run
+    early, publishing nothing. Raises TrainingError when another run holds the lock, when there is no label,
+    or fewer than two usable cases; whatever is raised after the lock was taken is recorded as a failed run.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(state / "training.lock", timeout=0):
+            run = _Run(state, settings, device, code_version, clock, now, should_stop)
+            return run.execute(files, build_model)
+    except Timeout as error:
+        holder = read_progress(state).get("pid", "unknown")
+        raise TrainingError(
+            f"a training run is under way already (process {holder}); wait for its end"
+        ) from error
+
+
+class _Run:
+    """One run while it holds the training lock. `record` grows with what has been done so far."""
+
+    def __init__(
+        self,
+        state: Path,
+        settings: Settings,
+        device: str,
+        code_version: str,
+        clock: Callable[[], float],
+        now: Callable[[], datetime],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.settings, self.code_version = settings, code_version
+        self.clock, self.now, self.should_stop = clock, now, should_stop
+        self.releases = Releases(state)
+        task = settings.task
+        self.view = Viewpoint(task.labels, task.intensity, task.slice_axis, device)
+        started = now()
+        self.record = RunRecord("failed", (), started.isoformat(timespec="seconds"), 0)
+        self.progress = ProgressFile(state, os.getpid(), started, 0)
+
+    def execute(self, files: Sequence[CaseFile], build_model: BuildModel) -> RunRecord:
+        """The whole run; every end of it that is not a kill leaves a record."""
+        try:
+            self.releases.clean()
+            self._attempt(files, build_model)
+        except Exception as error:
+            self._note(decision="failed", reasons=(str(error) or type(error).__name__,))
+            self.releases.record(self.record.to_json())
+            self._end()
+            raise
+        self._end()
+        return self.record
+
+    def _attempt(self, files: Sequence[CaseFile], build_model: BuildModel) -> None:
+        with self._stage("loading"):
+            champion = self.releases.champion_version()
+            self.progress.version = champion
+            self._note(champion=champion)
+            training, validation = self._cases(files)
+            model, base_sha256 = self._serving_model(build_model)
+            spec = model.spec
+            prepared = [prepare_case(case, self.view, spec.image_size, spec.mask_size) for case in training]
+        with self._stage("evaluating the serving version"):
+            before = self._scores(model, "champion", training, validation)
+        with self._stage("training"):
+            result = train(
+                model,
+                prepared,
+                self._options(),
+                clock=self.clock,
+                on_progress=self._on_progress,
+                should_stop=self.should_stop,
+            )
+        self._note(steps=result.steps, loss=_last_loss(result))
+        if result.stopped:
+            self._note(decision="stopped", reasons=("the run was asked to stop",))
+            self.releases.record(self.record.to_json())
+            return
+        with self._stage("evaluating the candidate"):
+            after = self._scores(model, "candidate", training, validation)
+        self._conclude(model, base_sha256, decide(before, after, self.settings.training.gate_margin), after)
+
+    def _cases(self, files: Sequence[CaseFile]) -> tuple[list[Case], list[Case]]:
+        """The cases to train on and to validate on; raises TrainingError when there are too few."""
+        if not files:
+            raise TrainingError("no labels: save a label first, training needs at least 2 labelled cases")
+        digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
+        self._note(label_digests=digests)
+        cases, skipped = load_cases(files, self.view.labels)
+        self._note(skipped=tuple(skipped))
+        for case in skipped:
+            log.warning("training skips %s: %s", case.case_id, case.reason)
+        by_id = {case.case_id: case for case in cases}
+        try:
+            train_ids, validation_ids = split(
+                by_id, self.settings.training.validation_fraction, self._trained_before()
+            )
+        except TrainingError as error:
+            raise TrainingError("; ".join([str(error), *_reasons(skipped)])) from error
+        validation_ids = validation_ids[:MAX_VALIDATION_CASES]
+        self._note(trained=tuple(train_ids), validated=tuple(validation_ids))
+        return [by_id[key] for key in train_ids], [by_id[key] for key in validation_ids]
+
+    def _trained_before(self) -> set[str]:
+        return {case_id for record in self.releases.records() for case_id in record.get("trained", ())}
+
+    def _serving_model(self, build_model: BuildModel) -> tuple[MedSA, str]:
+        """The model as it serves, and its base's SHA-256; raises AdapterError for an adapter that misfits."""
+        model, base_sha256 = build_model()
+        champion = self.releases.champion()
+        if champion is not None:
+            load_adapter(champion.folder, model, base_sha256, self.view.labels)
+        return model.to(self.view.device), base_sha256
+
+    def _scores(self, model: MedSA, who: str, training: Sequence[Case], validation: Sequence[Case]) -> Scores:
+        objects = validate(model, validation, self.view)
+        self._note(scores={**self.record.scores, who: tuple(objects)})
+        occurring = [
+            name
+            for name, value in self.view.labels.items()
+            if any((case.label == value).any() for case in (*training, *validation))
+        ]
+        scores = as_scores(objects, validation, occurring, self.view.labels)
+        if who == "champion":
+            self.progress.best_metric = scores.overall
+        return scores
+
+    def _conclude(self, model: MedSA, base_sha256: str, decision: Decision, after: Scores) -> None:
+        with self.releases.writing():
+            if self.releases.champion_version() != self.record.champion:
+                decision = Decision(False, ("the serving version was changed during the run",))
+            self._note(decision="published" if decision.publish else "refused", reasons=decision.reasons)
+            if not decision.publish:
+                self.releases.record(self.record.to_json())
+                return
+            config = self._adapter_config(model, base_sha256)
+            card = write_card(config, self.record)
+            release = self.releases.publish(
+                lambda folder: save_adapter(folder, model, config, card), self.record.to_json()
+            )
+        self._note(version=release.version)
+        self.progress.version, self.progress.best_metric = release.version, after.overall
+
+    def _adapter_config(self, model: MedSA, base_sha256: str) -> AdapterConfig:
+        return AdapterConfig(
+            base_name=model.spec.name,
+            base_sha256=base_sha256,
+            dims=asdict(model.dims) if model.dims is not None else {},
+            labels=dict(self.view.labels),
+            intensity=self.view.intensity.model_dump(mode="json"),
+            code_version=self.code_version,
+        )
+
+    def _options(self) -> TrainOptions:
+        training = self.settings.training
+        return TrainOptions(
+            seconds=60.0 * training.train_minutes,
+            learning_rate=training.learning_rate,
+            batch_slices=training.batch_slices,
+            prompts_per_slice=training.prompts_per_slice,
+            seed=training.seed,
+        )
+
+    def _on_progress(self, progress: Progress) -> None:
+        self.progress.write(
+            f"training: step {progress.steps}, loss {progress.loss:.3f}", progress.fraction, self.now()
+        )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Shows what is being done, and notes how long it took."""
+        self.progress.write(name, 1.0 if "candidate" in name else 0.0, self.now())
+        started = self.clock()
+        yield
+        self._note(seconds={**self.record.seconds, name: round(self.clock() - started, 2)})
+
+    def _note(self, **facts: Any) -> None:
+        self.record = replace(self.record, **facts)
+
+    def _end(self) -> None:
+        text = "; ".join([self.record.decision, *self.record.reasons])
+        log.info("training run: %s", text)
+        self.progress.write(text, 1.0, self.now(), running=False)
+
+
+def _last_loss(result: TrainResult) -> float | None:
+    """Mean loss of the last steps, the figure to watch from run to run."""
+    tail = result.losses[-20:]
+    return round(sum(tail) / len(tail), 4) if tail else None
+
+
+def _reasons(skipped: Sequence[Skipped]) -> list[str]:
+    return [f"{case.case_id} was skipped: {case.reason}" for case in skipped]

@@ -1,0 +1,86 @@
+"""The app as MONAI Label finds it: wiring only."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings as monailabel_settings
+from monailabel.interfaces.app import MONAILabelApp
+
+from lib.activelearning.strategies import strategies
+from lib.datastore.local import MedsaDatastore
+from lib.errors import NotFoundError
+from lib.infers.answer import answer
+from lib.infers.medsa_infer import MedsaInfer
+from lib.scoring.uncertainty import ScoringTask, UncertaintyScoring
+from lib.server.parts import VERSION, build_parts
+from lib.server.serve import begin_serving
+from lib.server.startup import or_exit
+from lib.trainers.medsa_trainer import MedsaTrainer
+
+log = logging.getLogger(__name__)
+
+
+class MedsaApp(MONAILabelApp):
+    """Medical SAM Adapter: clicks and boxes in, masks out; learns from every label that is saved."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        with or_exit():
+            self._parts = build_parts(Path(app_dir), studies, conf)
+        task = self._parts.settings.task
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name=f"medsa - {task.name}",
+            description=task.description,
+            version=VERSION,
+            labels=dict(task.labels),
+        )
+        self._auto_update_scoring = False  # the housekeeping decides when to score
+
+    def init_datastore(self) -> MedsaDatastore:
+        return MedsaDatastore(
+            self.studies,
+            self._parts.settings.task.labels,
+            self._parts.serving_version,
+            auto_reload=monailabel_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=monailabel_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, MedsaInfer]:
+        serving, volumes, labels = self._parts.serving, self._parts.volumes, self._parts.settings.task.labels
+        return {
+            "medsa": MedsaInfer(serving, volumes, labels, dimension=3),
+            "medsa_2d": MedsaInfer(serving, volumes, labels, dimension=2),
+        }
+
+    def init_trainers(self) -> dict[str, MedsaTrainer]:
+        return {"medsa": MedsaTrainer(self._parts.train, self._parts.state)}
+
+    def init_scoring_methods(self) -> dict[str, UncertaintyScoring]:
+        parts = self._parts
+        task = ScoringTask(tuple(parts.settings.task.labels), parts.scores_file, parts.serving.current)
+        return {"medsa": UncertaintyScoring(task)}
+
+    def init_strategies(self) -> dict[str, Any]:
+        return strategies(self._parts.leases, self._parts.scores_file, self._parts.settings.training.seed)
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        return answer(self._infers, datastore or self.datastore(), request)
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        strategy = self._strategies.get(request["strategy"])
+        if strategy is None:
+            raise NotFoundError("strategy", request["strategy"], ", ".join(self._strategies))
+        found = strategy(request, self.datastore())
+        return {**found, "path": self.datastore().get_image_uri(found["id"])} if found else {}
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        log.info("label saved: %s", image_id)
+        self._parts.leases.release(image_id)
+
+    def on_init_complete(self) -> None:
+        super().on_init_complete()
+        with or_exit():
+            begin_serving(self, self._parts)

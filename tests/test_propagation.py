@@ -1,0 +1,156 @@
+"""Carrying, with a real segmentation rule in the model's place: a threshold, grown from the previous mask."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from lib.propagation import CarryLimits, CarryStep, PlaneMask, carry, continues
+
+SIDE = 32
+
+
+def plane_mask(inside: np.ndarray, predicted_iou: float = 0.9) -> PlaneMask:
+    return PlaneMask(torch.from_numpy(np.where(inside, 4.0, -4.0).astype(np.float32)), predicted_iou)
+
+
+def disc(radius: float, x: float = 16.0, y: float = 16.0) -> np.ndarray:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+
+
+NOTHING = np.zeros((SIDE, SIDE), dtype=bool)
+
+
+class RegionGrower:
+    """Segments slices (K, SIDE, SIDE): the bright regions that touch the previous mask. Keeps its calls."""
+
+    def __init__(self, slices: np.ndarray) -> None:
+        self.slices = slices
+        self.calls: list[list[tuple[int, int]]] = []
+
+    def __call__(self, steps: Sequence[CarryStep]) -> list[PlaneMask]:
+        self.calls.append([(step.index, step.direction) for step in steps])
+        return [self.grow(step.index, step.previous.inside) for step in steps]
+
+    def grow(self, index: int, start: np.ndarray) -> PlaneMask:
+        regions, _ = ndimage.label(self.slices[index] > 0.5)
+        touched = [region for region in np.unique(regions[start]) if region]
+        return plane_mask(np.isin(regions, touched))
+
+    def seed(self, index: int) -> dict[int, PlaneMask]:
+        return {index: self.grow(index, disc(1.0))}
+
+
+def ball(slice_count: int = 24, centre: int = 12, radius: float = 9.0) -> np.ndarray:
+    """A bright ball in the middle, and a bright rod in the corner that is not part of it."""
+    planes = [
+        disc(np.sqrt(radius**2 - (index - centre) ** 2)) if abs(index - centre) < radius else NOTHING
+        for index in range(slice_count)
+    ]
+    volume = np.stack(planes).astype(float)
+    volume[:, 1:4, 1:4] = 1.0
+    return volume
+
+
+def carried(volume: np.ndarray, found: dict[int, PlaneMask]) -> np.ndarray:
+    result = np.zeros(volume.shape, dtype=bool)
+    for index, mask in found.items():
+        result[index] = mask.inside
+    return result
+
+
+def test_one_seed_gives_the_whole_ball_and_nothing_else() -> None:
+    volume = ball()
+    grower = RegionGrower(volume)
+    found = carry(grower.seed(12), range(24), grower, CarryLimits(min_area_pixels=1, min_overlap=0.3))
+    expected = volume > 0.5
+    expected[:, 1:4, 1:4] = False
+    assert np.array_equal(carried(volume, found), expected)
+
+
+def test_both_directions_share_one_call() -> None:
+    grower = RegionGrower(ball())
+    carry(grower.seed(12), range(24), grower)
+    assert grower.calls[0] == [(11, -1), (13, 1)]
+    assert grower.calls[3] == [(8, -1), (16, 1)]
+
+
+def test_the_first_slices_may_be_the_volumes_last() -> None:
+    grower = RegionGrower(np.ones((3, SIDE, SIDE)))
+    found = carry(grower.seed(0), range(3), grower)
+    assert sorted(found) == [0, 1, 2]
+    assert grower.calls == [[(1, 1)], [(2, 1)]]
+
+
+@pytest.mark.parametrize(("second", "calls"), [(10, 5), (11, 5)])
+def test_two_seeds_meet_half_way_and_no_slice_is_decoded_twice(second: int, calls: int) -> None:
+    """Slices 2 and `second` of 13 bright ones: an odd and an even number of slices between them."""
+    grower = RegionGrower(np.ones((13, SIDE, SIDE)))
+    found = carry({**grower.seed(2), **grower.seed(second)}, range(13), grower)
+    decoded = [step for call in grower.calls for step in call]
+    assert sorted(found) == list(range(13))
+    assert sorted(index for index, _ in decoded) == sorted({*range(13)} - {2, second})
+    upward = [index for index, direction in decoded if direction == 1 and index < second]
+    downward = [index for index, direction in decoded if direction == -1 and index > 2]
+    assert max(upward) < min(downward)
+    assert abs(len(upward) - len(downward)) <= 1
+    assert len(grower.calls) <= calls
+
+
+def test_where_one_front_loses_the_object_the_other_goes_on() -> None:
+    """The dark slice 4 ends the front from slice 2 at once; the one from slice 9 comes all the way to it."""
+    volume = np.ones((12, SIDE, SIDE))
+    volume[4] = 0.0
+    grower = RegionGrower(volume)
+    found = carry({**grower.seed(2), **grower.seed(9)}, range(12), grower)
+    assert sorted(found) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_of_two_fronts_for_one_slice_the_second_tries_when_the_first_fails() -> None:
+    wanted = disc(6.0)
+
+    def only_from_above(steps: Sequence[CarryStep]) -> list[PlaneMask]:
+        return [plane_mask(wanted if step.direction == -1 else NOTHING) for step in steps]
+
+    found = carry({1: plane_mask(wanted), 3: plane_mask(wanted)}, range(1, 4), only_from_above)
+    assert sorted(found) == [1, 2, 3]
+
+
+def test_bounds_hold_but_never_remove_a_seed() -> None:
+    grower = RegionGrower(np.ones((20, SIDE, SIDE)))
+    found = carry({**grower.seed(8), **grower.seed(15)}, range(6, 11), grower)
+    assert sorted(found) == [6, 7, 8, 9, 10, 15]
+
+
+def test_a_seed_without_an_outline_stays_alone() -> None:
+    grower = RegionGrower(np.ones((9, SIDE, SIDE)))
+    empty = plane_mask(NOTHING)
+    assert carry({4: empty}, range(9), grower) == {4: empty}
+    assert grower.calls == []
+
+
+def test_no_seed_gives_nothing() -> None:
+    assert carry({}, range(9), RegionGrower(np.ones((9, SIDE, SIDE)))) == {}
+
+
+LIMITS = CarryLimits(min_predicted_iou=0.5, min_overlap=0.5, max_growth=2.0, min_area_pixels=4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "goes_on"),
+    [
+        pytest.param(plane_mask(disc(8.0)), True, id="same"),
+        pytest.param(plane_mask(disc(7.0, x=17.0)), True, id="smaller and moved"),
+        pytest.param(plane_mask(NOTHING), False, id="empty"),
+        pytest.param(plane_mask(disc(1.0, x=16.5)), False, id="too small"),
+        pytest.param(plane_mask(disc(8.0), 0.49), False, id="the model doubts it"),
+        pytest.param(plane_mask(disc(8.0), 0.5), True, id="the model just believes it"),
+        pytest.param(plane_mask(disc(8.0, x=25.0)), False, id="elsewhere"),
+        pytest.param(plane_mask(disc(12.0)), False, id="leaked"),
+    ],
+)
+def test_continues(answer: PlaneMask, goes_on: bool) -> None:
+    assert continues(plane_mask(disc(8.0)), answer, LIMITS) is goes_on

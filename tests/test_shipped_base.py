@@ -1,0 +1,116 @@
+"""The base that is shipped: it must segment what it has never seen, far better than chance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from lib.bases import choose_base
+from lib.model.catalog import build_model
+from lib.model.medsa import MedSA, PlanePrompts, SinglePrompt
+from lib.pretraining.shapes import draw_plane
+from lib.prompts.simulate import interior_point
+from lib.settings import IntensitySettings, load_settings
+from lib.transforms.geometry import PlaneGeometry, plane_geometry, slice_axis, take_planes
+from lib.transforms.intensity import to_model_range
+from lib.volume import load_volume
+
+APP = Path(__file__).parents[1] / "apps" / "medsa"
+UNSEEN_SEED = 987_654_321
+
+
+@pytest.fixture(scope="module")
+def model() -> MedSA:
+    torch.set_num_threads(1)
+    settings = load_settings(APP / "configs", {"base": "vit_t", "device": "cpu"})
+    return build_model(choose_base(settings, APP, None), ("object",))[0]
+
+
+def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return 2 * (first & second).sum() / max(1, first.sum() + second.sum())
+
+
+@torch.inference_mode()
+def answer(
+    model: MedSA, planes: torch.Tensor, prompts: Sequence[SinglePrompt], geometry: PlaneGeometry
+) -> NDArray[np.bool_]:
+    """Masks (B, n_u, n_v) of one prompt for each of the planes (B, n_u, n_v)."""
+    stacked = PlanePrompts.stack(prompts)
+    ambiguous = torch.tensor([prompt.is_ambiguous for prompt in prompts])
+    logits, _ = model.decode(model.encode(geometry.planes_to_model(planes)), stacked).choose(ambiguous)
+    return geometry.logits_to_voxels(logits).numpy() > 0
+
+
+def box_prompt(target: NDArray[np.bool_], geometry: PlaneGeometry) -> SinglePrompt:
+    u, v = np.nonzero(target)
+    box = geometry.boxes_to_model(np.array([[u.min(), v.min(), u.max() + 1, v.max() + 1]], dtype=float))[0]
+    return SinglePrompt(box_xyxy=tuple(float(edge) for edge in box))
+
+
+def click_prompt(target: NDArray[np.bool_], geometry: PlaneGeometry) -> SinglePrompt:
+    x, y = geometry.points_to_model(np.array([interior_point(target)], dtype=float))[0]
+    return SinglePrompt(points=[(float(x), float(y), 1)])
+
+
+def mean_dice(
+    model: MedSA, planes: NDArray, targets: NDArray[np.bool_], geometry: PlaneGeometry
+) -> tuple[float, float]:
+    """With one box, and with one click, a plane."""
+    tensor = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
+    return tuple(  # type: ignore[return-value]
+        float(
+            np.mean(
+                [dice(a, b) for a, b in zip(answer(model, tensor, prompts, geometry), targets, strict=True)]
+            )
+        )
+        for prompts in (
+            [box_prompt(target, geometry) for target in targets],
+            [click_prompt(target, geometry) for target in targets],
+        )
+    )
+
+
+def test_it_segments_made_objects_it_has_not_seen(model: MedSA) -> None:
+    rng = np.random.default_rng(UNSEEN_SEED)
+    made = [draw_plane(rng, 256, 1) for _ in range(24)]
+    geometry = plane_geometry((256, 256, 1), (1.0, 1.0, 1.0), 2, model.spec.image_size, model.spec.mask_size)
+    # Model planes have rows first, voxel planes columns first.
+    planes = np.stack([plane.image.T for plane in made])
+    targets = np.stack([plane.targets[0].T for plane in made])
+    box, click = mean_dice(model, planes, targets, geometry)
+    assert box > 0.6
+    assert click > 0.4
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("folder", "pattern", "box_at_least", "click_at_least"),
+    [("cardiac_lv_mr", "*_ED.nii.gz", 0.6, 0.35), ("hippocampus_mr", "hippocampus_0*.nii.gz", 0.5, 0.35)],
+)
+def test_it_segments_real_organs(
+    model: MedSA, data_dir: Path, folder: str, pattern: str, box_at_least: float, click_at_least: float
+) -> None:
+    images = sorted((data_dir / folder / "images").glob(pattern))[:8]
+    assert len(images) == 8
+    figures = []
+    for image in images:
+        volume = load_volume(image)
+        axis = slice_axis(volume.spacing_mm)
+        truth = take_planes(
+            np.asarray(nibabel.load(data_dir / folder / "labels" / image.name).dataobj) > 0,
+            axis,
+            range(volume.shape_ijk[axis]),
+        )
+        indices = [index for index, plane in enumerate(truth) if plane.sum() >= 30]
+        planes = take_planes(to_model_range(volume.array, IntensitySettings()), axis, indices)
+        geometry = plane_geometry(
+            volume.shape_ijk, volume.spacing_mm, axis, model.spec.image_size, model.spec.mask_size
+        )
+        figures.append(mean_dice(model, planes, truth[indices], geometry))
+    box, click = np.mean(figures, axis=0)
+    assert box > box_at_least
+    assert click > click_at_least

@@ -1,0 +1,142 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lib.errors import TrainingError
+from lib.training.loop import TrainOptions, learning_rate_share, prompt_losses, train, true_iou
+from lib.training.samples import prepare_case
+from lib.training.validation import validate
+
+
+def ticking(step=1.0):
+    """A clock that goes on by `step` seconds at every look: a time budget becomes a number of steps."""
+    return itertools.count(0.0, step).__next__
+
+
+def options(steps, learning_rate=1e-2, seed=0):
+    return TrainOptions(float(steps), learning_rate, batch_slices=4, prompts_per_slice=4, seed=seed)
+
+
+@pytest.fixture
+def prepared(cases, view, tiny_spec):
+    return [prepare_case(case, view, tiny_spec.image_size, tiny_spec.mask_size) for case in cases]
+
+
+def test_training_lowers_the_loss_and_improves_dice_on_unseen_cases(tiny_model, prepared, unseen, view):
+    before = validate(tiny_model, unseen, view)
+    result = train(tiny_model, prepared, options(60), clock=ticking())
+    after = validate(tiny_model, unseen, view)
+    assert result.steps == 60
+    assert np.mean(result.losses[-10:]) < 0.8 * np.mean(result.losses[:10])
+    for old, new in zip(before, after, strict=True):
+        assert new.clicks[0] > old.clicks[0] + 0.1
+        assert new.automatic > old.automatic
+
+
+def test_only_the_adapters_change(tiny_model, prepared):
+    frozen = {key: value.clone() for key, value in tiny_model.sam.state_dict().items()}
+    before = tiny_model.adapter_state()
+    train(tiny_model, prepared, options(3), clock=ticking())
+    assert all(torch.equal(value, frozen[key]) for key, value in tiny_model.sam.state_dict().items())
+    after = tiny_model.adapter_state()
+    assert before.keys() == after.keys()
+    unchanged = [key for key in before if torch.equal(before[key], after[key])]
+    assert unchanged == []
+    assert tiny_model.trained
+    assert not tiny_model.training
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_model, prepared):
+    start = tiny_model.adapter_state()
+    states = []
+    for seed in (0, 0, 1):
+        tiny_model.load_adapter_state(start)
+        train(tiny_model, prepared, options(2, seed=seed), clock=ticking())
+        states.append(tiny_model.adapter_state())
+    same, again, other = states
+    assert all(torch.equal(same[key], again[key]) for key in same)
+    assert any(not torch.equal(same[key], other[key]) for key in same)
+
+
+def test_it_ends_with_the_time_budget(tiny_model, prepared):
+    result = train(tiny_model, prepared, options(10), clock=ticking(4.0))
+    assert (result.steps, result.seconds, result.stopped) == (3, 12.0, False)
+
+
+def test_it_stops_when_asked(tiny_model, prepared):
+    asked = iter([False, False, True])
+    result = train(tiny_model, prepared, options(10), clock=ticking(), should_stop=lambda: next(asked))
+    assert (result.steps, result.stopped) == (2, True)
+
+
+def test_progress_comes_about_once_a_second(tiny_model, prepared):
+    seen = []
+    train(tiny_model, prepared, options(2), clock=ticking(0.5), on_progress=seen.append)
+    assert [found.fraction for found in seen] == [0.5, 1.0]
+    assert [found.steps for found in seen] == [2, 4]
+    assert all(math.isfinite(found.loss) for found in seen)
+
+
+def test_without_cases_there_is_nothing_to_train_on(tiny_model):
+    with pytest.raises(TrainingError, match="no labels"):
+        train(tiny_model, [], options(1), clock=ticking())
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiny_model, prepared):
+    with torch.no_grad():
+        next(tiny_model.adapters.parameters()).fill_(math.nan)
+    with pytest.raises(TrainingError, match="the loss became nan at step 1"):
+        train(tiny_model, prepared, options(3), clock=ticking())
+
+
+def test_the_learning_rate_rises_then_falls():
+    shares = [learning_rate_share(fraction) for fraction in np.linspace(0, 1, 101)]
+    top = int(np.argmax(shares))
+    assert 0 < top <= 10
+    assert shares[: top + 1] == sorted(shares[: top + 1])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+    assert 0 < shares[-1] < 0.05
+    assert shares[0] > 0
+    assert max(shares) == pytest.approx(1.0, abs=0.01)
+
+
+def square(size=16, half=4):
+    target = torch.zeros(1, size, size)
+    target[:, half:-half, half:-half] = 1.0
+    return target
+
+
+def test_a_better_answer_has_a_lower_loss():
+    target, quality = square(), torch.ones(1)
+    right, wrong = 8 * (2 * target - 1), -8 * (2 * target - 1)
+    unsure = torch.zeros_like(target)
+    losses = [prompt_losses(logits, quality, target).item() for logits in (right, unsure, wrong)]
+    assert losses == sorted(losses)
+    assert losses[0] < 0.02
+
+
+def test_finding_something_where_nothing_is_costs_and_finding_nothing_does_not():
+    nothing = torch.zeros(1, 16, 16)
+    silent = prompt_losses(nothing - 8, torch.zeros(1), nothing).item()
+    loud = prompt_losses(nothing + 8, torch.zeros(1), nothing).item()
+    assert silent < 0.01
+    assert loud > 1
+
+
+def test_a_wrong_belief_in_the_own_quality_costs():
+    target = square()
+    logits = 8 * (2 * target - 1)
+    honest, humble = (prompt_losses(logits, torch.tensor([quality]), target) for quality in (1.0, 0.0))
+    assert humble.item() - honest.item() == pytest.approx(0.1, abs=1e-3)
+
+
+def test_true_iou():
+    target = torch.cat([square(), square(), torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)])
+    half = target.clone()
+    half[1, 8:] = 0
+    logits = 2 * half - 1
+    logits[2] = 1.0
+    assert true_iou(logits, target).tolist() == [1.0, 0.5, 0.0, 0.0]

@@ -1,0 +1,326 @@
+import itertools
+import json
+import re
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from lib.errors import AdapterError, TrainingError
+from lib.model.adapter_io import load_adapter
+from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
+from lib.training import run
+from lib.training.cases import case_hash, label_digest
+from lib.training.pending import pending_labels
+from lib.training.progress_file import read_progress
+from lib.training.releases import Releases
+from lib.training.run import run_training
+from lib.training.validation import ObjectScore
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SHA = "0" * 64
+
+
+def settings(steps=2, labels=None, **training):
+    """A budget of `steps` steps on the clock of `go`, one second each."""
+    return Settings(
+        task=TaskSettings(
+            name="test",
+            description="",
+            labels=labels or {"object": 1},
+            intensity=IntensitySettings(),
+        ),
+        training=TrainingSettings(
+            train_minutes=steps / 60, batch_slices=2, prompts_per_slice=4, learning_rate=1e-2, **training
+        ),
+        serving=ServingSettings(),
+        bases={},
+    )
+
+
+@pytest.fixture
+def files(cases, write_case):
+    return [write_case(case) for case in cases]
+
+
+@pytest.fixture
+def go(tmp_path, tiny_model):
+    """Runs a training in tmp_path/state; the model starts afresh each time."""
+
+    def build():
+        tiny_model.reset_adapter()
+        return tiny_model, SHA
+
+    def start(files, used=None, **arguments):
+        return run_training(
+            tmp_path / "state",
+            files,
+            used or settings(),
+            build,
+            **{"clock": itertools.count(0.0, 1.0).__next__, "now": lambda: NOW, **arguments},
+        )
+
+    return start
+
+
+@pytest.fixture
+def releases(tmp_path):
+    return Releases(tmp_path / "state")
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Replaces the validation: each call gives the next Dice."""
+
+    def script(*values):
+        left = iter(values)
+
+        def validate(model, cases, view):
+            dice = next(left)
+            return [ObjectScore(case.case_id, "object", (dice, dice), 0.5) for case in cases]
+
+        monkeypatch.setattr(run, "validate", validate)
+
+    return script
+
+
+def test_a_whole_run_trains_publishes_and_records(go, files, releases, tiny_model):
+    record = go(files, settings(steps=40), code_version="test")
+    assert record.decision == "published", record.reasons
+    assert (record.champion, record.version, record.steps) == (0, 1, 40)
+    release = releases.champion()
+    assert release.version == 1
+    assert release.config.labels == {"object": 1}
+    assert release.config.code_version == "test"
+    assert "Dice before" in (release.folder / "README.md").read_text()
+    trained = tiny_model.adapter_state()
+    tiny_model.reset_adapter()
+    load_adapter(release.folder, tiny_model, SHA, {"object": 1})
+    assert all(torch.equal(value, trained[key]) for key, value in tiny_model.adapter_state().items())
+    (stored,) = releases.records()
+    assert stored == json.loads(json.dumps(record.to_json()))
+    assert stored["time"] == "2026-01-02T03:04:05+00:00"
+    assert stored["label_digests"] == {file.case_id: label_digest(file.label) for file in files}
+    assert sorted(stored["trained"] + stored["validated"]) == [file.case_id for file in files]
+    assert len(stored["scores"]["candidate"]) == len(stored["validated"])
+
+
+def test_a_worse_candidate_is_refused_and_its_labels_count_as_used(go, files, releases, scripted):
+    scripted(0.8, 0.7)
+    record = go(files)
+    assert record.decision == "refused"
+    assert record.version is None
+    assert "object: Dice 0.8000 -> 0.7000" in record.reasons[0]
+    assert releases.champion() is None
+    digests = {file.case_id: label_digest(file.label) for file in files}
+    assert pending_labels(digests, releases.records()) == []
+
+
+def test_the_second_run_starts_from_the_published_adapter(go, files, releases, scripted):
+    scripted(0.5, 0.6, 0.6, 0.7)
+    go(files)
+    record = go(files)
+    assert (record.champion, record.version) == (1, 2)
+    assert releases.champion_version() == 2
+
+
+def test_nan_is_refused(go, files, releases, scripted):
+    scripted(0.5, float("nan"))
+    assert go(files).decision == "refused"
+    assert releases.champion() is None
+
+
+def test_a_label_without_a_validation_case_refuses(go, cases, write_case):
+    cases = sorted(cases, key=lambda case: case_hash(case.case_id))
+    files = [write_case(cases[0])] + [write_case(case, 2 * case.label) for case in cases[1:]]
+    record = go(files, settings(labels={"object": 1, "never": 2}, validation_fraction=1e-6))
+    # The untrained model does not know the second label, which only training cases have.
+    assert record.decision == "refused"
+    assert "never: no validation case has this label" in record.reasons
+
+
+def test_a_version_changed_during_the_run_refuses(go, files, releases, scripted):
+    scripted(0.5, 0.6)
+
+    def stop():
+        releases.publish(lambda folder: (folder / "x").write_text(""), {"decision": "published"})
+        return False
+
+    record = go(files, settings(steps=1), should_stop=stop)
+    assert record.decision == "refused"
+    assert record.reasons == ("the serving version was changed during the run",)
+    assert releases.champion_version() == 1
+
+
+def test_a_stopped_run_publishes_nothing_and_leaves_its_labels_pending(go, files, releases):
+    record = go(files, should_stop=lambda: True)
+    assert record.decision == "stopped"
+    assert releases.champion() is None
+    assert releases.records()[-1]["decision"] == "stopped"
+    assert pending_labels({"case0": "x"}, releases.records()) == ["case0"]
+
+
+def wrong_affine(write_case, case):
+    return write_case(case, affine=np.diag([1.0, 1.0, 2.5, 1.0]))
+
+
+def wrong_value(write_case, case):
+    return write_case(case, 9 * case.label)
+
+
+def wrong_shape(write_case, case):
+    return write_case(case, case.label[:-1])
+
+
+def empty(write_case, case):
+    return write_case(case, 0 * case.label)
+
+
+def unreadable_image(write_case, case):
+    file = write_case(case)
+    file.image.write_bytes(b"no image")
+    return file
+
+
+def unreadable_label(write_case, case):
+    file = write_case(case)
+    file.label.write_bytes(file.label.read_bytes()[:40])
+    return file
+
+
+def missing_image(write_case, case):
+    file = write_case(case)
+    file.image.unlink()
+    return file
+
+
+def missing_label(write_case, case):
+    file = write_case(case)
+    file.label.unlink()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (wrong_affine, "affine differs"),
+        (wrong_value, "value 9 is not in the label set"),
+        (wrong_shape, r"shape \(23, 20, 12\) differs"),
+        (empty, "empty"),
+        (unreadable_image, "cannot be read"),
+        (unreadable_label, "cannot be read"),
+        (missing_image, "no such file"),
+        (missing_label, "no such file"),
+    ],
+)
+def test_a_bad_case_is_skipped_by_name_and_training_goes_on(go, cases, write_case, scripted, spoil, reason):
+    scripted(0.5, 0.6)
+    files = [write_case(case) for case in cases[:3]] + [spoil(write_case, cases[3])]
+    record = go(files)
+    assert record.decision == "published"
+    (skipped,) = record.skipped
+    assert skipped.case_id == "case3"
+    assert re.search(reason, skipped.reason)
+    assert "case3" not in record.trained + record.validated
+    # It was looked at: the same bad label does not queue the next training.
+    assert ("case3" in record.label_digests) == (spoil is not missing_label)
+
+
+def test_without_labels_training_says_so(go, releases):
+    with pytest.raises(TrainingError, match="no labels"):
+        go([])
+    assert releases.records()[-1]["decision"] == "failed"
+
+
+def test_with_one_usable_case_training_says_how_many_and_why(go, cases, write_case, releases):
+    files = [write_case(cases[0]), wrong_value(write_case, cases[1])]
+    with pytest.raises(TrainingError, match=r"at least 2 .* found 1; case1 was skipped: .* value 9"):
+        go(files)
+    assert pending_labels({"case0": "x"}, releases.records()) == ["case0"]
+
+
+def test_a_second_run_at_the_same_time_names_the_holder(go, files, tmp_path, scripted):
+    scripted(0.5, 0.6)
+    go(files)
+    holder = read_progress(tmp_path / "state")["pid"]
+    with FileLock(tmp_path / "state" / "training.lock"):
+        with pytest.raises(TrainingError, match=rf"training runs already \(process {holder}\)"):
+            go(files)
+    scripted(0.6, 0.7)
+    assert go(files).decision == "published"
+
+
+def broken_train(*args, **kwargs):
+    raise RuntimeError("out of memory")
+
+
+def test_a_failed_run_is_recorded_and_the_next_one_works(
+    go, files, releases, scripted, tmp_path, monkeypatch
+):
+    scripted(0.5)
+    monkeypatch.setattr(run, "train", broken_train)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        go(files)
+    monkeypatch.undo()
+    assert releases.champion() is None
+    assert releases.records()[-1]["decision"] == "failed"
+    assert read_progress(tmp_path / "state")["running"] is False
+    scripted(0.5, 0.6)
+    assert go(files).decision == "published"
+
+
+def test_an_adapter_of_other_labels_fails_and_says_so(go, files, cases, write_case, scripted):
+    scripted(0.5, 0.6)
+    go(files)
+    with pytest.raises(AdapterError, match="made for labels"):
+        go(files, settings(labels={"object": 1, "other": 2}))
+
+
+def test_validation_takes_the_lowest_hashes_up_to_the_cap(go, cases, write_case, scripted, monkeypatch):
+    monkeypatch.setattr(run, "MAX_VALIDATION_CASES", 2)
+    scripted(0.5, 0.6)
+    record = go([write_case(case) for case in cases], settings(validation_fraction=0.999))
+    ordered = sorted((case.case_id for case in cases), key=case_hash)
+    assert list(record.validated) == ordered[:2]
+    assert list(record.trained) == ordered[3:]
+
+
+def test_progress_is_what_viewers_read(go, files, scripted, tmp_path, monkeypatch):
+    scripted(0.5, 0.6)
+    seen = []
+    monkeypatch.setattr(run.ProgressFile, "write", record_writes(run.ProgressFile.write, seen, tmp_path))
+    go(files, settings(steps=3))
+    assert [(found["epoch"], found["total_epochs"]) for found in seen[:5]] == [
+        (0, 100),
+        (0, 100),
+        (0, 100),
+        (33, 100),
+        (67, 100),
+    ]
+    last = seen[-1]
+    assert (last["epoch"], last["best_metric"], last["version"], last["running"]) == (100, 0.6, 1, False)
+    assert last["total_time"] == "0:00:00"
+    assert last["status"].startswith("published; object: Dice")
+    assert seen[2]["best_metric"] == 0.5
+    assert seen[0]["best_metric"] is None
+
+
+def record_writes(write, seen, tmp_path):
+    def wrapped(self, *args, **kwargs):
+        write(self, *args, **kwargs)
+        seen.append(read_progress(tmp_path / "state"))
+
+    return wrapped
+
+
+def test_stray_folders_of_a_killed_run_are_removed_even_when_nothing_is_published(
+    go, files, scripted, tmp_path
+):
+    stray = tmp_path / "state" / "releases" / ".tmp-dead"
+    stray.mkdir(parents=True)
+    (stray / "half").write_text("x")
+    scripted(0.6, 0.5)
+    go(files)
+    assert not stray.exists()

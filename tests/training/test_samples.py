@@ -1,0 +1,224 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from lib.training.samples import (
+    Augmentation,
+    corrective_prompts,
+    draw_batch,
+    draw_prompts,
+    draw_sample,
+    prepare_case,
+)
+
+IMAGE, MASK = 64, 16
+
+
+@pytest.fixture
+def prepared(cases, view):
+    return [prepare_case(case, view, IMAGE, MASK) for case in cases]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+@pytest.fixture
+def sample(prepared, rng):
+    """A slice that holds the object, with a neighbour that does."""
+    return next(
+        found
+        for _ in range(100)
+        if (found := draw_sample(prepared, rng)).target.any() and found.neighbour.any()
+    )
+
+
+def empty(sample, *, keep_neighbour):
+    nothing = np.zeros_like(sample.target)
+    return dataclasses.replace(
+        sample, target=nothing, neighbour=sample.neighbour if keep_neighbour else nothing
+    )
+
+
+def voxel(sample, prompt, number=0):
+    x, y, _ = prompt.points[number]
+    u, v = sample.geometry.points_to_voxel(np.array([[x, y]]))[0]
+    return round(u), round(v)
+
+
+def test_a_prepared_case_knows_where_its_label_is(cases, view):
+    case = cases[0]
+    prepared = prepare_case(case, view, IMAGE, MASK)
+    filled = np.flatnonzero(case.label.any(axis=(0, 1)))
+    assert prepared.filled[0].tolist() == filled.tolist()
+    assert prepared.beyond[0].tolist() == [filled[0] - 1, filled[-1] + 1]
+    assert prepared.planes.shape == prepared.labels.shape == (12, 24, 20)
+    assert np.array_equal(prepared.labels[filled[0]], case.label[:, :, filled[0]])
+    assert prepared.planes.min() == 0
+    assert prepared.planes.max() == 255
+
+
+def test_a_label_the_case_lacks_is_never_drawn(cases, view, rng):
+    two = dataclasses.replace(view, labels={"other": 7, "object": 1})
+    prepared = [prepare_case(cases[0], two, IMAGE, MASK)]
+    assert {draw_sample(prepared, rng).label_id for _ in range(20)} == {1}
+
+
+def test_most_slices_hold_the_label_and_of_the_others_many_touch_it(prepared, rng):
+    drawn = [draw_sample(prepared, rng) for _ in range(600)]
+    empties = [found for found in drawn if not found.target.any()]
+    beside = [found for found in empties if found.neighbour.any()]
+    assert 0.14 < len(empties) / len(drawn) < 0.26
+    assert 0.45 < len(beside) / len(empties) < 0.95
+
+
+def test_a_case_without_empty_slices_gives_filled_ones_only(cases, view, rng):
+    full = dataclasses.replace(cases[0], label=np.ones_like(cases[0].label))
+    prepared = [prepare_case(full, view, IMAGE, MASK)]
+    assert all(draw_sample(prepared, rng).target.all() for _ in range(40))
+
+
+def test_the_neighbour_is_the_label_one_slice_away(prepared, rng):
+    for _ in range(50):
+        found = draw_sample(prepared, rng)
+        case = next(
+            case for case in prepared if any(np.array_equal(plane, found.plane) for plane in case.planes)
+        )
+        index = next(k for k, plane in enumerate(case.planes) if np.array_equal(plane, found.plane))
+        beside = [case.labels[k] == 1 for k in (index - 1, index + 1) if 0 <= k < len(case.labels)]
+        assert not found.neighbour.any() or any(np.array_equal(found.neighbour, mask) for mask in beside)
+
+
+def test_augmentation_moves_image_and_masks_together(sample):
+    bright = dataclasses.replace(
+        sample,
+        plane=np.where(sample.target, 200, 20).astype(np.float32),
+        neighbour=sample.target,
+    )
+    augment = Augmentation(3)
+    changed = 0
+    for _ in range(30):
+        found = augment(bright)
+        assert found.plane.shape == found.target.shape == bright.target.shape
+        assert found.plane.dtype == np.float32
+        assert 0 <= found.plane.min() <= found.plane.max() <= 255
+        assert np.array_equal(found.target, found.neighbour)
+        assert found.plane[found.target].mean() > found.plane[~found.target].mean() + 40
+        changed += not np.array_equal(found.target, bright.target)
+    assert changed > 5
+
+
+def test_augmentation_never_mirrors(sample):
+    ramp = np.linspace(0, 255, sample.plane.shape[0], dtype=np.float32)[:, None].repeat(20, axis=1)
+    slope = dataclasses.replace(sample, plane=ramp)
+    augment = Augmentation(0)
+    for _ in range(40):
+        plane = augment(slope).plane
+        assert plane[12:, 10].mean() > plane[:12, 10].mean()
+
+
+def test_a_filled_slice_gets_every_kind_of_prompt(sample, rng):
+    prompts = draw_prompts(sample, 4, rng)
+    label, click, box, carried = prompts
+    assert label.label_id == 0
+    assert (len(label.points), label.box_xyxy, label.mask_logits) == (0, None, None)
+    assert sample.target[voxel(sample, click)]
+    assert click.points[0][2] == 1
+    assert click.mask_logits is None
+    assert box.box_xyxy[0] < box.box_xyxy[2]
+    assert box.box_xyxy[1] < box.box_xyxy[3]
+    assert carried.mask_logits.shape == (MASK, MASK)
+    assert len(carried.points) == 1
+
+
+def test_fewer_prompts_are_a_random_choice_of_the_kinds_and_more_repeat_the_click(sample, rng):
+    drawn = [draw_prompts(sample, 1, rng)[0] for _ in range(60)]
+    assert {(bool(found.points), found.box_xyxy is None, found.mask_logits is None) for found in drawn} == {
+        (False, True, True),
+        (True, True, True),
+        (False, False, True),
+        (True, True, False),
+    }
+    assert len(draw_prompts(sample, 6, rng)) == 6
+
+
+def test_past_the_end_only_carrying_and_the_label_are_asked(sample, rng):
+    prompts = draw_prompts(empty(sample, keep_neighbour=True), 4, rng)
+    assert [prompt.mask_logits is not None for prompt in prompts] == [False, True]
+    assert [prompt.box_xyxy for prompt in prompts] == [None, None]
+
+
+def test_far_from_the_object_only_the_label_is_asked(sample, rng):
+    (prompt,) = draw_prompts(empty(sample, keep_neighbour=False), 4, rng)
+    assert prompt.label_id == 0
+    assert not prompt.points
+
+
+def test_the_label_comes_with_about_half_of_the_clicks(sample, rng):
+    given = [draw_prompts(sample, 4, rng)[1].label_id == 0 for _ in range(200)]
+    assert 70 < sum(given) < 130
+
+
+def test_a_batch_is_consistent(prepared, rng):
+    batch = draw_batch(prepared, 6, 4, Augmentation(0), rng)
+    assert batch.planes.shape == (6, 3, IMAGE, IMAGE)
+    assert batch.targets.shape == (6, MASK, MASK)
+    assert 0 <= batch.targets.min() <= batch.targets.max() <= 1
+    assert len(batch.prompts) == len(batch.owners)
+    assert sorted(set(batch.owners)) == list(range(6))
+    for target, found in zip(batch.targets, batch.samples, strict=True):
+        # 24 voxels fill 16 mask pixels: areas keep their size under resampling.
+        assert target.sum().item() == pytest.approx(found.target.sum() * (16 / 24) ** 2, rel=0.02)
+
+
+def test_the_same_seed_gives_the_same_batch(prepared):
+    first, second = (draw_batch(prepared, 4, 4, Augmentation(1), np.random.default_rng(1)) for _ in range(2))
+    other = draw_batch(prepared, 4, 4, Augmentation(2), np.random.default_rng(2))
+    assert torch.equal(first.planes, second.planes)
+    assert [prompt.points for prompt in first.prompts] == [prompt.points for prompt in second.prompts]
+    assert not torch.equal(first.planes, other.planes)
+
+
+def answers(batch, value):
+    return torch.full((len(batch.prompts), MASK, MASK), value)
+
+
+def test_corrections_add_where_all_is_missed_and_keep_the_first_click(prepared, rng):
+    batch = draw_batch(prepared, 6, 4, Augmentation(0), rng)
+    prompts, owners = corrective_prompts(batch, answers(batch, -5.0), rng)
+    clicks = [prompt for prompt in batch.prompts if prompt.points and prompt.mask_logits is None]
+    assert len(prompts) == len(clicks)
+    assert len(clicks) > 2
+    for first, second, owner in zip(clicks, prompts, owners, strict=True):
+        assert second.points[0] == first.points[0]
+        assert second.points[1][2] == 1
+        assert batch.samples[owner].target[voxel(batch.samples[owner], second, 1)]
+        assert second.label_id == first.label_id
+
+
+def test_corrections_take_away_where_all_is_marked(prepared, rng):
+    batch = draw_batch(prepared, 6, 4, Augmentation(0), rng)
+    prompts, owners = corrective_prompts(batch, answers(batch, 5.0), rng)
+    assert {prompt.points[1][2] for prompt in prompts} == {0}
+    for prompt, owner in zip(prompts, owners, strict=True):
+        assert not batch.samples[owner].target[voxel(batch.samples[owner], prompt, 1)]
+
+
+def test_some_corrections_see_the_answer_they_correct(prepared, rng):
+    batch = draw_batch(prepared, 40, 4, Augmentation(0), rng)
+    prompts, _ = corrective_prompts(batch, answers(batch, -5.0), rng)
+    seen = [prompt.mask_logits is not None for prompt in prompts]
+    assert 0.2 < sum(seen) / len(seen) < 0.8
+
+
+def test_a_perfect_answer_is_not_corrected(prepared, rng):
+    full = [
+        dataclasses.replace(case, labels=np.ones_like(case.labels), beyond={0: np.array([], dtype=int)})
+        for case in prepared
+    ]
+    full = [dataclasses.replace(case, filled={0: np.arange(12)}) for case in full]
+    batch = draw_batch(full, 3, 4, lambda found: found, rng)
+    assert corrective_prompts(batch, answers(batch, 5.0), rng) == ([], [])
