@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "memory"),
     ("settings", "provenance"),
     ("volume", "prompts", "transforms", "model"),
-    ("bases", "embeddings", "propagation"),
+    ("bases", "download", "embeddings", "propagation", "slice_plan"),
     ("predictor",),
     ("evaluation",),
     ("training", "pretraining"),

@@ -22,9 +22,12 @@ def _one_thread() -> None:
 
 def test_it_learns_and_writes_a_base_that_loads(tiny_spec: BaseSpec, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    path = pretrain(tiny_spec, dataclasses.replace(CONFIG, steps=80, decay_steps=20), tmp_path, report=seen.append)
-    assert [progress.step for progress in seen] == [20, 40, 60, 80]
-    assert seen[-1].loss < seen[0].loss
+    path = pretrain(tiny_spec, CONFIG, tmp_path / "trained", report=seen.append)
+    idle: list[Progress] = []
+    pretrain(tiny_spec, dataclasses.replace(CONFIG, learning_rate=1e-12), tmp_path / "idle", report=idle.append)
+    assert [progress.step for progress in seen] == [20, 40]
+    # The loss changes its make-up during a run, so one that learns is compared with one that doesn't, step by step.
+    assert seen[-1].loss < idle[-1].loss - 0.2
     assert len(seen[0].dice_by_round) == CONFIG.rounds
     sam, _ = load_base(tiny_spec, path)
     assert all(torch.isfinite(parameter).all() for parameter in sam.parameters())

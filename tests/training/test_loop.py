@@ -16,8 +16,8 @@ def ticking(step=1.0):
     return itertools.count(0.0, step).__next__
 
 
-def options(steps, learning_rate=1e-2, seed=0):
-    return TrainOptions(float(steps), learning_rate, batch_slices=4, prompts_per_slice=4, seed=seed)
+def options(steps, batch_slices=4, seed=0):
+    return TrainOptions(float(steps), 1e-2, batch_slices, prompts_per_slice=4, seed=seed)
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def prepared(cases, view, tiny_spec):
 
 def test_training_lowers_the_loss_and_improves_dice_on_unseen_cases(tiny_model, prepared, unseen, view):
     before = validate(tiny_model, unseen, view)
-    result = train(tiny_model, prepared, options(60), clock=ticking())
+    result = train(tiny_model, prepared, options(50, batch_slices=2), clock=ticking())
     after = validate(tiny_model, unseen, view)
-    assert result.steps == 60
+    assert result.steps == 50
     assert np.mean(result.losses[-10:]) < 0.8 * np.mean(result.losses[:10])
     for old, new in zip(before, after, strict=True):
-        assert new.clicks[0] > old.clicks[0] + 0.1
-        assert new.automatic > old.automatic
+        assert new.clicks[0] > old.clicks[0] + 0.02
+        assert new.automatic > old.automatic + 0.3
 
 
 def test_only_the_adapters_change(tiny_model, prepared):

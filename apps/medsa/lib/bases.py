@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from lib.download import fetch
 from lib.model.adapters import AdapterDims
 from lib.model.base import BaseSpec
 from lib.model.catalog import BaseCatalog, BaseChoice, BaseEntry, BaseRequest
@@ -30,7 +31,7 @@ def choose_base(settings: Settings, app_dir: Path, published_on: str | None) -> 
 def catalog(settings: Settings, app_dir: Path) -> BaseCatalog:
     """Every base the settings describe."""
     entries = {name: _entry(name, base) for name, base in settings.bases.items()}
-    return BaseCatalog(entries, app_dir / WEIGHTS_FOLDER, app_dir / "model" / DOWNLOADS_FOLDER)
+    return BaseCatalog(entries, app_dir / WEIGHTS_FOLDER, app_dir / "model" / DOWNLOADS_FOLDER, fetch)
 
 
 def torch_device(serving: ServingSettings) -> str:

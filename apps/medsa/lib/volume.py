@@ -180,8 +180,8 @@ def _checked_affine(affine: NDArray[np.float64], path: Path) -> NDArray[np.float
 
 
 def _nifti_bytes(mask: NDArray[np.uint8], affine: NDArray[np.float64]) -> bytes:
-    image = nibabel.Nifti1Image(mask, affine)  # type: ignore[no-untyped-call]
-    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
+    image = nibabel.Nifti1Image(mask, affine)
+    image.header.set_xyzt_units("mm")
     return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
 
 

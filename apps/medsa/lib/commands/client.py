@@ -30,7 +30,7 @@ class Answer:
 
 
 class MedsaClient:
-    """One annotator at one server. Every method raises MedsaError when a request fails, with the server's words."""
+    """One annotator at one server. Every method raises MedsaError when a request fails."""
 
     def __init__(self, http: httpx.Client, client_id: str, clock: Callable[[], float] = time.perf_counter):
         self._http = http
@@ -83,38 +83,24 @@ class MedsaClient:
                 files=[_field("params", {**params, "client_id": self._client_id}), upload],
             )
 
-    def is_training(self) -> bool:
-        """Whether a training runs now."""
-        path = "/train/?check_if_running=true"
-        response = self._send("GET", path)
-        if response.status_code == httpx.codes.NOT_FOUND:  # MONAI Label's way to say that none runs
-            return False
-        return bool(_json(_checked(response, path)))
-
     def status(self) -> dict[str, Any]:
         """The server's own account of version, queue and trainings."""
         return _json(self._request("GET", "/medsa/status"))
 
     def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        return _checked(self._send(method, path, **arguments), path)
-
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
-            return self._http.request(method, path, timeout=TIMEOUT, **arguments)
+            response = self._http.request(method, path, timeout=TIMEOUT, **arguments)
         except httpx.HTTPError as error:
-            raise MedsaError(f"{method} {path}: {error or type(error).__name__}") from error
+            raise MedsaError(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        if not response.is_success:
+            text = " ".join(response.text.split())[:300]
+            raise MedsaError(f"{method} {path}: {response.status_code} {text}")
+        return response
 
 
 def _field(name: str, value: Mapping[str, Any]) -> tuple[str, tuple[None, str]]:
     """A multipart form field without a file name, which is how both viewers send `params`."""
     return name, (None, json.dumps(value))
-
-
-def _checked(response: httpx.Response, path: str) -> httpx.Response:
-    if not response.is_success:
-        text = " ".join(response.text.split())[:300]
-        raise MedsaError(f"{response.request.method} {path}: {response.status_code} {text}")
-    return response
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Writes a folder of demo studies and, beside it, their true labels for the simulated annotator."""
+"""`cli.py demo`: demo studies and, beside them, their true labels for the simulated annotator."""
 
+import argparse
 import os
 import shutil
 import tempfile
@@ -16,10 +17,24 @@ SUFFIXES = (".nii.gz", ".nrrd")  # in turn, so that both formats are tried
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets studies/ and truth/")
+    parser.add_argument("--cases", type=int, default=8, metavar="N", help="how many (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other cases (default %(default)s)")
+
+
+def run(arguments: argparse.Namespace, app_dir: Path) -> int:
+    """Writes them, or says that there are some already."""
+    written = write_demo(arguments.out, arguments.cases, arguments.seed)
+    print(f"demo: {arguments.out / 'studies'} {'written' if written else 'is there already; left alone'}")
+    return 0
+
+
 def write_demo(folder: Path, cases: int, seed: int) -> bool:
     """`folder/studies` and `folder/truth` with `cases` phantoms; both appear whole or not at all.
 
-    Returns False, and changes nothing, when the studies are there already: their labels may be somebody's work.
+    Returns False, and changes nothing, when there are studies already: their labels may be somebody's work.
     """
     if cases < 1:
         raise InputError("cases", cases, "at least 1")

@@ -11,13 +11,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lib.commands.simulate import CaseRow, ObjectRow
+from lib.commands.annotator import CaseRow, ObjectRow
 
 _ROWS_BESIDE_TABLE = 8  # header, borders and the line below
 
 
 class LiveTable(AbstractContextManager["LiveTable"]):
-    """A context manager; `show` is the Annotator's report. `finish` prints the whole table and the summary."""
+    """A context manager; `show` is the Annotator's report, `finish` prints all of it and the summary."""
 
     def __init__(self, console: Console, clicks: int) -> None:
         self._console, self._clicks = console, clicks
@@ -48,7 +48,9 @@ class LiveTable(AbstractContextManager["LiveTable"]):
         means = ", ".join(f"{value:.3f}" for value in summary["mean_dice_by_click"])
         seconds = summary["median_click_seconds"]
         self._console.print(f"cases {summary['cases']}, saved {summary['saved']}, errors {summary['errors']}")
-        self._console.print(f"trainings seen {summary['trainings_seen']}, adapter versions {summary['versions']}")
+        decisions = ", ".join(run["decision"] for run in summary["trainings"])
+        self._console.print(f"trainings {len(summary['trainings'])} ({decisions or '-'})")
+        self._console.print(f"adapter versions that answered: {summary['versions']}")
         self._console.print(f"mean Dice by click: {means or '-'}")
         self._console.print(f"median seconds per click: {'-' if seconds is None else f'{seconds:.2f}'}")
 

@@ -54,7 +54,7 @@ def make_phantom(rng: np.random.Generator) -> Phantom:
 
 
 def _oblique_affine(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Thick slices along k, a slight tilt, and axes that may run either way; the body's middle is in the centre."""
+    """Thick slices along k, a slight tilt, axes that may run either way; the centre is the body's middle."""
     in_plane, slices = rng.uniform(2.9, 3.2), rng.uniform(4.5, 5.5)
     signs = np.array([rng.choice((-1.0, 1.0)), rng.choice((-1.0, 1.0)), 1.0])
     tilt = Rotation.from_euler("xyz", rng.uniform(-6, 6, size=3), degrees=True).as_matrix()
@@ -70,7 +70,9 @@ def _positions(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[n
     return np.einsum("ab,bijk->aijk", affine[:3, :3], index) + affine[:3, 3, None, None, None]
 
 
-def _bend(rng: np.random.Generator, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def _bend(
+    rng: np.random.Generator, shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """A smooth displacement in mm, (3, i, j, k), that makes ellipsoids look grown."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     smooth = np.stack([gaussian_filter(rng.normal(size=shape), sigma=22.0 / spacing) for _ in range(3)])

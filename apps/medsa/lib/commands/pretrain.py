@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the weights")
     parser.add_argument("--steps", type=int, default=recipe.steps, help=f"in all (default {recipe.steps})")
     parser.add_argument(
-        "--decay-steps", type=int, default=recipe.decay_steps, help="over which the learning rate falls, at the end"
+        "--decay-steps",
+        type=int,
+        default=recipe.decay_steps,
+        help="over which the learning rate falls, at the end",
     )
     parser.add_argument("--learning-rate", type=float, default=recipe.learning_rate)
     parser.add_argument("--seed", type=int, default=recipe.seed)

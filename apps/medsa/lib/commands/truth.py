@@ -13,7 +13,7 @@ from lib.volume import SUFFIXES, Volume, load_volume
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """A true label: `label` (i, j, k) uint8 holds the values of a label set; `grid` is the file as it was read."""
+    """`label` (i, j, k) uint8 holds values of a label set, `grid` is the file as it was read."""
 
     grid: Volume
     label: NDArray[np.uint8]
@@ -30,7 +30,9 @@ def find_cases(folder: Path) -> dict[str, Path]:
 
     Raises NotFoundError when there is no such folder or none of them in it.
     """
-    found = {path.name.removesuffix(ending): path for ending in SUFFIXES for path in folder.glob(f"*{ending}")}
+    found = {
+        path.name.removesuffix(ending): path for ending in SUFFIXES for path in folder.glob(f"*{ending}")
+    }
     if not found:
         raise NotFoundError("folder", str(folder), f"a folder with files that end in {', '.join(SUFFIXES)}")
     return dict(sorted(found.items()))

@@ -7,7 +7,6 @@ from pathlib import Path
 from lib.errors import CheckpointError
 from lib.model.adapters import AdapterDims
 from lib.model.base import BaseSpec, load_base
-from lib.model.download import fetch
 from lib.model.medsa import MedSA
 
 AUTO = "auto"
@@ -59,12 +58,15 @@ class BaseRequest:
 
 @dataclass(frozen=True)
 class BaseCatalog:
-    """The bases there are, the folder of shipped weights and the folder downloads go to."""
+    """The bases there are, the folder of shipped weights, the folder downloads go to, and how they get there.
+
+    `fetch_file(url, target, sha256, size_bytes)` returns the target; it raises CheckpointError when it can't.
+    """
 
     entries: Mapping[str, BaseEntry]
     weights: Path
     downloads: Path
-    fetch_file: Callable[[str, Path, str, int], Path] = fetch
+    fetch_file: Callable[[str, Path, str, int], Path]
 
     def choose(self, request: BaseRequest) -> BaseChoice:
         """Resolves `request` to a file that is there, downloading an official checkpoint where that is needed.

@@ -1,7 +1,7 @@
 """Pretraining of a small base model on made images: resumable, seeded.
 
-Learning rate: warm-up, constant, then linear decay over the last part of the run, so that a run can be prolonged
-before its decay has begun without having planned its length.
+Learning rate: warm-up, constant, then linear decay over the last part of the run; the make-up of the loss changes over
+the same last part. So the length of a run need not be planned: until its decay begins it may be prolonged or cut.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ _BALANCED_WEIGHT = 0.3
 class PretrainConfig:
     """A whole recipe; the same recipe and seed give the same data in the same order."""
 
-    steps: int = 6000
-    decay_steps: int = 2000
+    steps: int = 2300
+    decay_steps: int = 1000
     warmup_steps: int = 150
     learning_rate: float = 5e-4
     weight_decay: float = 0.05
@@ -158,9 +158,14 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int) -> None:
     rise = min(1.0, (step + 1) / config.warmup_steps)
-    fall = min(1.0, (config.steps - step) / config.decay_steps)
+    fall = 1 - _decayed(config, step)
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * min(rise, fall)
+
+
+def _decayed(config: PretrainConfig, step: int) -> float:
+    """Share of the decay that is over, 0 before it begins."""
+    return max(0.0, 1 - (config.steps - step) / config.decay_steps)
 
 
 def _losses(
@@ -180,7 +185,7 @@ def _losses(
             answer = model.decode(embeddings, prompts)
         logits, iou = answer.logits.float(), answer.iou.float()
         ambiguous = (kinds == POINT) & (turn == 0)
-        total = total + _round_loss(logits, iou, targets, ambiguous, step / config.steps)
+        total = total + _round_loss(logits, iou, targets, ambiguous, _decayed(config, step))
         chosen, _ = type(answer)(logits, iou).choose(ambiguous)
         chosen = chosen.detach()
         dices.append(_hard_dice(chosen, targets).mean().item())
@@ -211,7 +216,7 @@ def _with_correction(
 
 
 def _round_loss(logits: Tensor, iou: Tensor, targets: Tensor, ambiguous: Tensor, done: float) -> Tensor:
-    """logits (P, 4, m, m), iou (P, 4), targets (P, m, m); `done` is the share of the run that is over."""
+    """logits (P, 4, m, m), iou (P, 4), targets (P, m, m); `done` is the share of the decay that is over."""
     every = _mask_loss(logits, targets.unsqueeze(1).expand_as(logits), done)
     loss = every[:, 0].mean()
     if ambiguous.any():
@@ -226,8 +231,8 @@ def _round_loss(logits: Tensor, iou: Tensor, targets: Tensor, ambiguous: Tensor,
 def _mask_loss(logits: Tensor, targets: Tensor, done: float) -> Tensor:
     """Dice plus cross-entropy, (P, 4).
 
-    The cross-entropy begins balanced between object and rest, without which training does not take off, and ends
-    plain, so that the border is neither pushed out nor in.
+    The cross-entropy is balanced between object and rest, without which training does not take off, and becomes plain
+    during the decay, so that the border is neither pushed out nor in.
     """
     probability = logits.sigmoid()
     overlap = (probability * targets).sum((-2, -1))

@@ -146,6 +146,7 @@ class _Learner:
     def __init__(self, model: MedSA, cases: Sequence[TrainingCase], options: TrainOptions) -> None:
         self.model, self.cases, self.options = model, cases, options
         self.device = next(model.adapters.parameters()).device
+        self.bfloat16 = has_fast_bfloat16(self.device)
         self.rng = np.random.default_rng(options.seed)
         self.augment = Augmentation(options.seed)
         self.parameters = [parameter for parameter in model.adapters.parameters() if parameter.requires_grad]
@@ -165,7 +166,7 @@ class _Learner:
         )
         loss = self._loss(batch)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
         if not torch.isfinite(loss + norm):
             raise TrainingError(
@@ -186,7 +187,7 @@ class _Learner:
 
     def _loss(self, batch: Batch) -> Tensor:
         targets = batch.targets.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device)):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             embeddings = self.model.encode(batch.planes.to(self.device))
         first, logits = self._answer(embeddings, targets, batch.prompts, batch.owners)
         prompts, owners = corrective_prompts(batch, logits.detach(), self.rng)
@@ -200,7 +201,7 @@ class _Learner:
     ) -> tuple[Tensor, Tensor]:
         """Losses (P,) and logits (P, m, m) of the answers to `prompts`."""
         index = torch.tensor(owners, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device)):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             masks = self.model.decode(embeddings[index], stack(prompts, self.device))
         logits, iou = masks.logits[:, 0].float(), masks.iou[:, 0].float()
         return prompt_losses(logits, iou, targets[index]), logits

@@ -84,6 +84,12 @@ class Releases:
             )
         return Release(version, folder)
 
+    def release(self, version: int) -> Release | None:
+        """That version, None for 0, the base; raises NotFoundError when there is no such version."""
+        if version not in self.versions():
+            raise NotFoundError("version", version, f"one of {self.versions()}")
+        return Release(version, self._version_folder(version)) if version else None
+
     def versions(self) -> list[int]:
         """All versions there are, rising; 0, the base, is always among them."""
         if not self._folder.is_dir():
@@ -183,7 +189,7 @@ def _parse(line: str) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        log.warning("a line of runs.jsonl is cut off and left out")
+        log.debug("a line of runs.jsonl is cut off and left out")
         return None
     return record
 

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lib.errors import TrainingError
+from lib.memory import keep_freed_memory
 from lib.model.adapter_io import AdapterConfig, load_adapter, save_adapter
 from lib.model.medsa import MedSA
 from lib.settings import Settings
@@ -56,6 +57,7 @@ def run_training(
     early, publishing nothing. Raises TrainingError when another run holds the lock, when there is no label,
     or fewer than two usable cases; whatever is raised after the lock was taken is recorded as a failed run.
     """
+    keep_freed_memory()
     state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(state / "training.lock", timeout=0):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib.errors import CheckpointError
-from lib.model.download import fetch
+from lib.download import fetch
 
 CONTENT = bytes(range(256)) * 9000  # more than two pieces
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

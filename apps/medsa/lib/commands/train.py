@@ -1,0 +1,39 @@
+"""`cli.py train`: trains on the labels of a studies folder, without a server."""
+
+import argparse
+from pathlib import Path
+
+from lib.commands.shared_arguments import add_task_arguments, parts_of
+from lib.datastore.local import MedsaDatastore
+from lib.errors import NotFoundError
+from lib.server.parts import Parts
+from lib.trainers.medsa_trainer import labelled_cases
+from lib.training.record import RunRecord
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options; how long it trains is the setting train_minutes."""
+    add_task_arguments(parser)
+    parser.add_argument("--studies", type=Path, required=True, metavar="DIR", help="as given to the server")
+
+
+def run(arguments: argparse.Namespace, app_dir: Path) -> int:
+    """Trains and says what was decided; a refusal is a normal end."""
+    print(describe_run(train_on_folder(parts_of(arguments, app_dir), arguments.studies)))
+    return 0
+
+
+def train_on_folder(parts: Parts, studies: Path) -> RunRecord:
+    """One training run, gate and publishing included; raises NotFoundError or TrainingError."""
+    if not studies.is_dir():
+        raise NotFoundError("studies", str(studies), "a folder of studies")
+    store = MedsaDatastore(str(studies), parts.settings.task.labels, parts.serving_version, read_only=True)
+    return parts.train(labelled_cases(store))
+
+
+def describe_run(record: RunRecord) -> str:
+    """The outcome in a few lines."""
+    counts = f"trained on {len(record.trained)}, validated on {len(record.validated)}, {record.steps} steps"
+    lines = [f"{record.decision}: {'; '.join(record.reasons) or '-'}", counts]
+    lines += [f"skipped {case.case_id}: {case.reason}" for case in record.skipped]
+    return "\n".join(lines)

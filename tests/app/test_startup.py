@@ -1,0 +1,52 @@
+"""A server that cannot start says why in one line and ends with a code that is not 0."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.server
+
+TryStart = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize(
+    ("conf", "named"),
+    [
+        ({"task": "nope"}, "--conf task: 'nope' is not accepted; allowed: cardiac_lv, demo"),
+        ({"train_afer": "3"}, "--conf train_afer"),
+        ({"train_after": "many"}, "--conf train_after: 'many'"),
+        ({"base": "vit_x"}, "--conf base: 'vit_x'"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    try_start: TryStart, tmp_path: Path, conf: dict[str, str], named: str
+) -> None:
+    ended = try_start(tmp_path, conf)
+    assert_one_line(ended, named)
+
+
+def test_a_truncated_checkpoint_is_named(try_start: TryStart, tmp_path: Path, checkpoint: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(checkpoint.read_bytes()[:100_000])
+    assert_one_line(try_start(tmp_path, {"checkpoint": str(cut)}), "cut.safetensors")
+
+
+def test_a_checkpoint_of_another_architecture_is_named(
+    try_start: TryStart, tmp_path: Path, checkpoint: Path
+) -> None:
+    ended = try_start(tmp_path, {"base": "vit_b", "checkpoint": str(checkpoint)})
+    assert_one_line(ended, "vit_b")
+
+
+def test_a_dicomweb_server_is_refused_for_now(try_start: TryStart) -> None:
+    assert_one_line(try_start("http://127.0.0.1:9/dicom-web", {}), "DICOMweb is not supported yet")
+
+
+def assert_one_line(ended: subprocess.CompletedProcess[str], named: str) -> None:
+    said = [line for line in ended.stderr.splitlines() if line.startswith("medsa: cannot start: ")]
+    assert ended.returncode == 2
+    assert len(said) == 1
+    assert named in said[0]
+    assert "Traceback" not in ended.stderr + ended.stdout

@@ -1,0 +1,212 @@
+"""The datastore keeps what MONAI Label's own would lose."""
+
+import json
+import logging
+import multiprocessing
+import threading
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from lib.datastore.local import MedsaDatastore
+from lib.errors import InputError, LabelError, NotFoundError, VolumeError
+from lib.volume import Volume, load_volume, save_mask
+
+LABELS = {"object": 1, "other": 4}
+SHAPE = (6, 5, 4)
+
+
+def write_image(folder: Path, name: str) -> None:
+    values = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([1.0, 2.0, 3.0, 1.0])), folder / name)
+
+
+def write_label(path: Path, value: int = 1, shape: tuple[int, ...] = SHAPE) -> Path:
+    voxels = np.zeros(shape, np.uint8)
+    voxels[1:3, 1:3, 1] = value
+    save_mask(voxels, Volume(np.zeros(shape), np.diag([1.0, 2.0, 3.0, 1.0])), path)
+    return path
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for name in ("a.nii.gz", "b.nii", "c.nii.gz.d.nii.gz"):
+        write_image(folder, name)
+    return folder
+
+
+def opened(studies: Path) -> MedsaDatastore:
+    return MedsaDatastore(str(studies), LABELS, lambda: 3)
+
+
+def test_lists_the_images_and_nothing_else(studies: Path) -> None:
+    (studies / "notes.txt").write_text("x")
+    write_image(studies, ".hidden.nii.gz")
+    assert sorted(opened(studies).list_images()) == ["a", "b", "c.nii.gz.d"]
+    assert Path(opened(studies).get_image_uri("c.nii.gz.d")).name == "c.nii.gz.d.nii.gz"
+
+
+def test_of_two_files_with_one_id_the_first_counts(studies: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(studies, "a.nii")
+    with caplog.at_level(logging.WARNING):
+        store = opened(studies)
+    assert store.image_path("a").name == "a.nii"
+    assert "a.nii.gz is left out" in caplog.text
+
+
+def test_a_saved_label_is_current_and_kept(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    info = {"user": "ann", "label_info": [{"name": "other", "idx": 1}]}
+    assert store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", info) == "a"
+    store.save_label("a", str(write_label(tmp_path / "l.nrrd", 4)), "final", {"user": "bob"})
+    assert store.get_labeled_images() == ["a"]
+    assert set(np.unique(load_volume(store.label_path("a", "final")).array)) == {0, 4}
+    first, second = store.history.versions("a")
+    assert (first["author"], second["author"]) == ("ann", "bob")
+    assert (first["tag"], first["adapter_version"], first["params"]) == ("final", 3, info)
+    assert store.get_label_info("a", "final")["version"] == 2
+
+
+def test_a_label_file_put_there_by_hand_is_kept_before_it_is_replaced(studies: Path, tmp_path: Path) -> None:
+    folder = studies / "labels" / "final"
+    folder.mkdir(parents=True)
+    by_hand = write_label(folder / "a.nrrd", 4).read_bytes()
+    store = opened(studies)
+    assert store.label_path("a", "final").name == "a.nrrd"
+    store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    assert [path.name for path in folder.iterdir()] == ["a.nii.gz"]
+    kept = studies / ".medsa" / "history" / "a" / "0001.nrrd"
+    assert kept.read_bytes() == by_hand
+    assert [record["author"] for record in store.history.versions("a")] == ["found on disk", "unknown"]
+
+
+def test_the_current_label_does_not_share_its_bytes_with_the_history(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    store.label_path("a", "final").write_bytes(b"overwritten in place")
+    kept = studies / ".medsa" / "history" / "a" / "0001.nii.gz"
+    assert load_volume(kept).shape_ijk == SHAPE
+
+
+@pytest.mark.parametrize("tag", ["../../x", "", "a/b"])
+def test_a_tag_that_is_no_name_is_refused(studies: Path, tmp_path: Path, tag: str) -> None:
+    store = opened(studies)
+    with pytest.raises(InputError, match="tag"):
+        store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), tag, {})
+    assert store.history.versions("a") == []
+
+
+def test_a_label_that_does_not_fit_is_not_stored(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    for path in (write_label(tmp_path / "s.nii.gz", shape=(6, 5, 3)), write_label(tmp_path / "v.nii.gz", 2)):
+        with pytest.raises(LabelError):
+            store.save_label("a", str(path), "final", {})
+    assert store.get_labeled_images() == []
+    assert store.history.versions("a") == []
+
+
+def test_unknown_ids_are_named(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    label = str(write_label(tmp_path / "l.nii.gz"))
+    for call in (
+        lambda: store.image_path("/etc/hostname"),
+        lambda: store.image_path(["a"]),  # type: ignore[arg-type]
+        lambda: store.save_label("x", label, "final", {}),
+        lambda: store.label_path("a", "final"),
+        lambda: store.remove_label("a", "final"),
+        lambda: store.remove_image("x"),
+        lambda: store.update_image_info("x", {}),
+        lambda: store.update_label_info("a", "final", {}),
+    ):
+        with pytest.raises(NotFoundError):
+            call()
+
+
+def test_a_child_that_knew_less_erases_nothing(studies: Path, tmp_path: Path) -> None:
+    server = opened(studies)
+    child = opened(studies)
+    child.list_images()
+    server.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {"user": "ann"})
+    child.update_image_info("b", {"score": 1})
+    fresh = opened(studies)
+    assert fresh.get_label_info("a", "final")["user"] == "ann"
+    assert server.get_image_info("b")["score"] == 1
+
+
+def save_many(studies: Path, label: Path, image_id: str, count: int) -> None:
+    store = opened(studies)
+    for number in range(count):
+        store.save_label(image_id, str(label), "final", {"user": str(number)})
+
+
+def test_processes_and_threads_that_save_at_once_lose_nothing(studies: Path, tmp_path: Path) -> None:
+    label = write_label(tmp_path / "l.nii.gz")
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=save_many, args=(studies, label, name, 5)) for name in ("a", "a", "b")]
+    store = opened(studies)
+    threads = [threading.Thread(target=store.update_image_info, args=("b", {f"k{n}": n})) for n in range(8)]
+    for worker in (*workers, *threads):
+        worker.start()
+    for worker in (*workers, *threads):
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert [record["version"] for record in store.history.versions("a")] == list(range(1, 11))
+    assert {f"k{n}" for n in range(8)} <= set(store.get_image_info("b"))
+    assert sorted(store.get_labeled_images()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"objects": 7}', b"\xff\xfe"])
+def test_a_broken_registry_is_put_aside_and_built_anew(
+    studies: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    opened(studies).save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    (studies / "datastore_v2.json").write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        store = opened(studies)
+    assert store.get_labeled_images() == ["a"]
+    (aside,) = studies.glob("datastore_v2.json.broken-*")
+    assert aside.read_bytes() == content
+    assert "built anew" in caplog.text
+    assert set(json.loads((studies / "datastore_v2.json").read_text())["objects"]) == {"a", "b", "c.nii.gz.d"}
+
+
+def test_files_that_come_and_go_are_noticed(studies: Path) -> None:
+    store = opened(studies)
+    write_image(studies, "new.nii.gz")
+    (studies / "b.nii").unlink()
+    store.refresh()
+    assert sorted(store.list_images()) == ["a", "c.nii.gz.d", "new"]
+
+
+def test_an_added_image_keeps_the_labels_of_others_apart(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    write_image(tmp_path, "upload.nii.gz")
+    upload = str(tmp_path / "upload.nii.gz")
+    assert store.add_image("case.1", upload, {"user": "ann"}) == "case.1"
+    assert store.image_path("case.1").name == "case.1.nii.gz"
+    assert store.add_image("", upload, None) == "upload"
+    with pytest.raises(InputError, match="not in use"):
+        store.add_image("a", upload, {})
+    with pytest.raises(InputError, match="image"):
+        store.add_image("../x", upload, {})
+    (tmp_path / "bad.nii.gz").write_bytes(b"x")
+    with pytest.raises(VolumeError):
+        store.add_image("bad", str(tmp_path / "bad.nii.gz"), {})
+    with pytest.raises(InputError, match="png"):
+        store.add_image("x", str(tmp_path / "x.png"), {})
+    assert not list(studies.glob(".*.part"))
+
+
+def test_removing_keeps_the_history(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    store.remove_label("a", "final")
+    assert store.get_labeled_images() == []
+    store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    store.remove_image("a")
+    assert "a" not in store.list_images()
+    assert len(opened(studies).history.versions("a")) == 2
