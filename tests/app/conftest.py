@@ -1,4 +1,4 @@
-"""The real server as a child process, on small volumes made here and an untrained base of the shipped size."""
+"""The real server as a child process, on small volumes made here and an untrained base."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from lib.settings import load_settings
 from lib.volume import Volume, load_volume, save_mask
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "medsa"
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Server:
             return
         children = self.children() if number == signal.SIGTERM else []
         self.process.send_signal(number)
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=PATIENCE_S)
         for child in children:
             if child.is_running():
                 child.kill()
@@ -79,7 +79,7 @@ class Server:
         return [child for child in found if method is None or f"-m {method}" in " ".join(child.cmdline())]
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S)
 
     def get(self, path: str, **params: str) -> httpx.Response:
         with self.client() as client:
@@ -243,7 +243,7 @@ def try_start(checkpoint: Path, tmp_path: Path) -> Callable[..., subprocess.Comp
         }
         command = start_command(studies, free_port(), {**full, **conf})
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env=environment(), check=False
+            command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment(), check=False
         )
 
     return run

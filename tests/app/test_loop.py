@@ -19,7 +19,7 @@ from lib.model.catalog import build_model
 from lib.settings import load_settings
 from lib.training.releases import Releases
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
 MakeServer = Callable[..., Any]
 LabelOf = Callable[[Path, str], Path]

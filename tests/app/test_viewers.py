@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from requests_toolbelt import MultipartDecoder
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
 CLICK = {"foreground": [[20, 18, 10]], "background": []}
 OHIF = {

@@ -31,7 +31,7 @@ def test_case_ids_are_the_names_without_the_ending(truth_file: Path) -> None:
 def test_an_empty_or_absent_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nowhere"):
         find_cases(tmp_path / "nowhere")
-    with pytest.raises(NotFoundError, match="nii.gz"):
+    with pytest.raises(NotFoundError, match=r"nii\.gz"):
         find_cases(tmp_path)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Below this predicted IoU the model itself does not believe its mask. <TUNED>
-MIN_PREDICTED_IOU = 0.5
+# The IoU the model predicts, as a share of what it predicted where the annotator pointed: below this it does not
+# believe its mask. A share, because a model may rate itself too high or too low everywhere.
+MIN_QUALITY = 0.8
 # From one slice to the next an outline moves little: less overlap (Dice) than this is another structure, not
 # this one.
 MIN_OVERLAP = 0.4
@@ -45,7 +46,7 @@ class PlaneMask:
 class CarryLimits:
     """When carrying ends: see the constants of this module."""
 
-    min_predicted_iou: float = MIN_PREDICTED_IOU
+    min_quality: float = MIN_QUALITY
     min_overlap: float = MIN_OVERLAP
     max_growth: float = MAX_GROWTH
     min_area_pixels: int = MIN_AREA_PIXELS
@@ -53,11 +54,19 @@ class CarryLimits:
 
 @dataclass(frozen=True)
 class CarryStep:
-    """Asks for slice `index`, given its neighbour's mask; `direction` is +1 or -1 along the slice axis."""
+    """Asks for slice `index`, given its neighbour's mask `previous` and that of the seed where it all began.
+
+    `direction` is +1 or -1 along the slice axis.
+    """
 
     index: int
     direction: int
     previous: PlaneMask
+    seed: PlaneMask
+
+    def after(self, answer: PlaneMask) -> "CarryStep":
+        """The next step in the same direction."""
+        return CarryStep(self.index + self.direction, self.direction, answer, self.seed)
 
 
 DecodeSteps = Callable[[Sequence[CarryStep]], Sequence[PlaneMask]]
@@ -75,7 +84,7 @@ def carry(
     limits = limits or CarryLimits()
     found = dict(seeds)
     fronts = [
-        CarryStep(index + direction, direction, seeds[index])
+        CarryStep(index + direction, direction, seeds[index], seeds[index])
         for index in sorted(seeds)
         for direction in (-1, 1)
         if seeds[index].area >= limits.min_area_pixels
@@ -84,15 +93,18 @@ def carry(
         now, waiting = _one_per_slice(fronts)
         fronts = waiting
         for step, answer in zip(now, decode(now), strict=True):
-            if continues(step.previous, answer, limits):
+            if continues(step, answer, limits):
                 found[step.index] = answer
-                fronts.append(CarryStep(step.index + step.direction, step.direction, answer))
+                fronts.append(step.after(answer))
     return found
 
 
-def continues(previous: PlaneMask, answer: PlaneMask, limits: CarryLimits) -> bool:
-    """Whether `answer` can be the same object as `previous`, one slice further."""
-    if answer.area < limits.min_area_pixels or answer.predicted_iou < limits.min_predicted_iou:
+def continues(step: CarryStep, answer: PlaneMask, limits: CarryLimits) -> bool:
+    """Whether `answer` can be the object that `step` carries, one slice further."""
+    previous = step.previous
+    if answer.area < limits.min_area_pixels:
+        return False
+    if answer.predicted_iou < limits.min_quality * step.seed.predicted_iou:
         return False
     if answer.area > limits.max_growth * previous.area:
         return False

@@ -64,11 +64,12 @@ def load_predictor(parts: Parts, version: int) -> Predictor:
 
 
 def version_number(parts: Parts, text: str) -> int:
-    """`last` is the newest version, anything else has to be a number."""
+    """`last` is the newest version, anything else the number of one; raises InputError or NotFoundError."""
     if text == LAST:
         return parts.releases.versions()[-1]
     if not text.isdigit():
         raise InputError("version", text, f"a number or {LAST}")
+    parts.releases.release(int(text))
     return int(text)
 
 

@@ -246,7 +246,7 @@ class MedsaDatastore(LocalDatastore):
                 }
 
     def _suffixes_by_id(self, folder: Path) -> dict[str, str]:
-        """Id -> suffix of the NIfTI and NRRD files in `folder`; of two with one id the first by name counts."""
+        """Id -> suffix of the images or labels in `folder`; of two with one id the first by name counts."""
         found: dict[str, str] = {}
         for name in sorted(self._list_files(folder, EXTENSIONS)):
             image_id, suffix = self._to_id(name)

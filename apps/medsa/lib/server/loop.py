@@ -27,8 +27,8 @@ Action = Literal["train", "score"]
 class Situation:
     """All that decides what to start.
 
-    `pending` counts labels; `unscored` are case ids, `tried` those of the last scoring that was started, so that
-    one that makes no headway is not started for ever.
+    `pending` counts labels; `unscored` are case ids, `tried` those of the last scoring that was started, so
+    that one that makes no headway is not started for ever.
     """
 
     training: bool

@@ -1,0 +1,42 @@
+"""How often the same queue is started."""
+
+from pathlib import Path
+
+import pytest
+
+from lib.server.attempts import Attempts
+
+QUEUE = {"a": "digest1", "b": "digest2"}
+
+
+@pytest.fixture
+def attempts(tmp_path: Path) -> Attempts:
+    return Attempts(tmp_path / "state" / "attempts.json")
+
+
+def test_two_starts_for_one_queue(attempts: Attempts) -> None:
+    allowed = []
+    for _ in range(3):
+        allowed.append(attempts.may_start(QUEUE))
+        attempts.note_start(QUEUE)
+    assert allowed == [True, True, False]
+
+
+def test_another_label_is_another_queue(attempts: Attempts) -> None:
+    attempts.note_stop(QUEUE)
+    assert not attempts.may_start(dict(reversed(QUEUE.items())))
+    assert attempts.may_start({**QUEUE, "c": "digest3"})
+    assert attempts.may_start({**QUEUE, "a": "changed"})
+
+
+def test_a_restart_knows_the_starts(attempts: Attempts, tmp_path: Path) -> None:
+    attempts.note_start(QUEUE)
+    attempts.note_start(QUEUE)
+    assert not Attempts(tmp_path / "state" / "attempts.json").may_start(QUEUE)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"queue": 1}'])
+def test_an_unreadable_file_counts_as_none(attempts: Attempts, tmp_path: Path, content: str) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "attempts.json").write_text(content)
+    assert attempts.may_start(QUEUE)

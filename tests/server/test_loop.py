@@ -1,0 +1,47 @@
+"""What the housekeeping starts; starting itself is tested with the real server."""
+
+from dataclasses import replace
+
+import pytest
+
+from lib.server.loop import Action, Situation, next_action, training_is_due
+
+IDLE = Situation(
+    training=False,
+    scoring=False,
+    auto_train=True,
+    train_after=5,
+    pending=0,
+    may_start=True,
+    unscored=(),
+    tried=(),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "action"),
+    [
+        ({}, None),
+        ({"pending": 4}, None),
+        ({"pending": 5}, "train"),
+        ({"pending": 9, "scoring": True}, "train"),
+        ({"pending": 5, "training": True}, None),
+        ({"pending": 5, "auto_train": False}, None),
+        ({"pending": 5, "may_start": False}, None),
+        ({"unscored": ("a",)}, "score"),
+        ({"unscored": ("a",), "pending": 5}, "train"),
+        ({"unscored": ("a",), "pending": 5, "may_start": False}, "score"),
+        ({"unscored": ("a",), "training": True}, None),
+        ({"unscored": ("a",), "scoring": True}, None),
+        ({"unscored": ("a",), "tried": ("a",)}, None),
+        ({"unscored": ("a",), "tried": ("a", "b")}, "score"),
+    ],
+)
+def test_what_is_started(change: dict[str, object], action: Action | None) -> None:
+    assert next_action(replace(IDLE, **change)) == action
+
+
+def test_due_says_what_will_be_started() -> None:
+    assert training_is_due(replace(IDLE, pending=5))
+    assert not training_is_due(replace(IDLE, pending=4))
+    assert not training_is_due(replace(IDLE, pending=5, may_start=False))

@@ -1,0 +1,72 @@
+"""The queue, computed from what is on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.server import parts as parts_module
+from lib.server.parts import Parts, build_parts
+from lib.server.queue_view import QueueView
+
+APP = Path(parts_module.__file__).resolve().parents[2]
+
+
+class Store:
+    """A datastore whose labels are files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get_labeled_images(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir()]
+
+    def get_unlabeled_images(self) -> list[str]:
+        return ["x"]
+
+    def get_image_uri(self, image_id: str) -> str:
+        return f"/studies/{image_id}"
+
+    def get_label_uri(self, label_id: str, tag: str) -> str:
+        return str(self.folder / label_id)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    return build_parts(APP, str(tmp_path), {"task": "object", "state": str(tmp_path / "state")})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    (tmp_path / "labels").mkdir()
+    return Store(tmp_path / "labels")
+
+
+def test_new_and_changed_labels_wait(parts: Parts, store: Any) -> None:
+    queue = QueueView(parts, store)
+    (store.folder / "a").write_bytes(b"1")
+    (store.folder / "b").write_bytes(b"2")
+    waiting = queue.pending()
+    assert set(waiting) == {"a", "b"}
+    parts.releases.record({"decision": "refused", "label_digests": waiting})
+    assert queue.pending() == {}
+    (store.folder / "b").write_bytes(b"changed")
+    assert set(queue.pending()) == {"b"}
+    assert set(QueueView(parts, store).pending()) == {"b"}
+
+
+def test_a_failed_run_leaves_the_queue(parts: Parts, store: Any) -> None:
+    (store.folder / "a").write_bytes(b"1")
+    queue = QueueView(parts, store)
+    parts.releases.record({"decision": "failed", "label_digests": queue.pending()})
+    assert set(queue.pending()) == {"a"}
+
+
+def test_a_label_that_vanishes_is_no_error(parts: Parts, store: Any) -> None:
+    queue = QueueView(parts, store)
+    store.get_labeled_images = lambda: ["gone"]
+    assert queue.pending() == {}
+
+
+def test_nothing_is_unscored_before_a_model_serves(parts: Parts, store: Any) -> None:
+    assert QueueView(parts, store).unscored() == ()

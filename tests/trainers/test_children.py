@@ -1,0 +1,52 @@
+"""Child processes end with the server that started them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lib.trainers import children
+
+APP = Path(children.__file__).resolve().parents[2]
+# A child that MONAI Label would have started, in a process whose main module has that name.
+CHILD = """
+import sys, time
+sys.path.insert(0, {app!r})
+class Spec: name = "monailabel.interfaces.utils.app"
+sys.modules["__main__"].__spec__ = Spec()
+from lib.trainers.children import become_child
+become_child()
+print("running", flush=True)
+time.sleep(600)
+"""
+
+
+def start_child(server_pid: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, children.SERVER_PID: str(server_pid)}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD.format(app=str(APP))], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_an_orphan_ends_by_itself() -> None:
+    child = start_child(server_pid=1)  # not the parent: as if the server had been killed
+    assert child.wait(timeout=250) == 1
+
+
+def test_a_child_of_the_server_goes_on() -> None:
+    child = start_child(os.getpid())
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "running\n"
+        assert child.poll() is None
+        # 19 is the lowest priority there is, if the tests themselves run at it.
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == min(19, os.nice(0) + children.NICENESS)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_the_server_itself_is_left_as_it_is() -> None:
+    before = os.nice(0)
+    children.become_child()
+    assert os.nice(0) == before

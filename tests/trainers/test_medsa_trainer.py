@@ -1,0 +1,66 @@
+"""The trainer that MONAI Label calls."""
+
+from pathlib import Path
+
+import pytest
+
+from lib.errors import TrainingError
+from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases
+from lib.training.cases import CaseFile
+from lib.training.record import RunRecord
+from lib.training.releases import write_json
+
+
+class Store:
+    """A datastore with two labelled images."""
+
+    def get_labeled_images(self) -> list[str]:
+        return ["b", "a"]
+
+    def get_image_uri(self, image_id: str) -> str:
+        return f"/studies/{image_id}.nii.gz"
+
+    def get_label_uri(self, label_id: str, tag: str) -> str:
+        return f"/studies/labels/{tag}/{label_id}.nii.gz"
+
+
+def test_the_labelled_cases_are_those_with_a_final_label() -> None:
+    first, second = labelled_cases(Store())
+    assert first == CaseFile("a", Path("/studies/a.nii.gz"), Path("/studies/labels/final/a.nii.gz"))
+    assert second.case_id == "b"
+
+
+def test_returns_what_became_of_the_run(tmp_path: Path) -> None:
+    given: list[CaseFile] = []
+
+    def run(files: list[CaseFile]) -> RunRecord:
+        given.extend(files)
+        return RunRecord("published", ("better",), "now", 0, version=1)
+
+    result = MedsaTrainer(run, tmp_path)({"model": "medsa"}, Store())
+    assert result == {"decision": "published", "reasons": ["better"], "version": 1}
+    assert [file.case_id for file in given] == ["a", "b"]
+
+
+def test_a_run_that_cannot_start_fails(tmp_path: Path) -> None:
+    def run(files: list[CaseFile]) -> RunRecord:
+        raise TrainingError("no labels")
+
+    with pytest.raises(TrainingError):
+        MedsaTrainer(run, tmp_path)({}, Store())
+
+
+def test_stats_are_what_viewers_can_read(tmp_path: Path) -> None:
+    trainer = MedsaTrainer(lambda files: RunRecord("refused", (), "now", 0), tmp_path)
+    assert trainer.stats() == {}
+    progress = {
+        "epoch": 40,
+        "total_epochs": 100,
+        "best_metric": None,
+        "total_time": "0:01:00",
+        "running": True,
+    }
+    write_json(tmp_path / "progress.json", progress)
+    assert trainer.stats() == {"epoch": 40, "total_epochs": 100, "running": True}
+    write_json(tmp_path / "progress.json", {**progress, "best_metric": 0.5, "running": False})
+    assert (trainer.stats()["best_metric"], trainer.stats()["total_time"]) == (0.5, "0:01:00")
