@@ -5,6 +5,8 @@ SHELL := /bin/bash
 MEDSA_CACHE ?= $(HOME)/.cache/medsa
 PYTHON ?= python3.11
 export MEDSA_CACHE PYTHON
+# Server, training and tests share few cores: threads that wait must not spin.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 DEMO := $(MEDSA_CACHE)/demo
 STUDIES ?= $(DEMO)/studies

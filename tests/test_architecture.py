@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "memory"),
     ("settings", "provenance"),
     ("volume", "prompts", "transforms", "model"),
-    ("bases", "download", "embeddings", "propagation", "slice_plan"),
+    ("bases", "download", "embeddings", "propagation"),
     ("predictor",),
     ("evaluation",),
     ("training", "pretraining"),

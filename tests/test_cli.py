@@ -3,11 +3,11 @@
 from importlib import import_module
 from pathlib import Path
 
-import cli
 import nibabel
 import numpy as np
 import pytest
 
+import cli
 from lib.settings import load_settings
 from lib.training.releases import Releases
 

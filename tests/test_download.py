@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.errors import CheckpointError
 from lib.download import fetch
+from lib.errors import CheckpointError
 
 CONTENT = bytes(range(256)) * 9000  # more than two pieces
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -29,7 +29,7 @@ class RegionModel(MedSA):
     """Segments the bright region under a positive click, or in the box, less what is near a negative click.
 
     Its embedding is the image itself, rearranged. Entry 2 of its masks, the one it believes most, is the
-    click's own pixel alone: what an ambiguous prompt gets. It keeps all prompts it was asked.
+    click's own spot alone: what an ambiguous prompt gets. It keeps all prompts it was asked.
     """
 
     def __init__(self, spec: BaseSpec = SPEC, labels: tuple[str, ...] = ("object",)) -> None:
@@ -65,10 +65,10 @@ class RegionModel(MedSA):
         for (x, y), label in zip(pixels, labels, strict=True):
             if label == NEGATIVE:
                 inside[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4] = False
-        pixel = np.zeros_like(inside)
+        spot = np.zeros_like(inside)
         for x, y in clicked:
-            pixel[y, x] = True
-        return np.stack([inside, inside, pixel, inside])
+            spot[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = True
+        return np.stack([inside, inside, spot, inside])
 
 
 def predictor_of(model: MedSA, axis: str = "k", cache: EmbeddingCache | None = None) -> Predictor:
@@ -217,22 +217,32 @@ def test_the_carried_point_keeps_away_from_a_negative_click() -> None:
     assert distance > 8  # model pixels; about two voxels
 
 
-def test_carrying_prompts_with_the_neighbours_mask_and_its_most_interior_point() -> None:
+def test_carrying_prompts_with_the_most_interior_point_of_the_neighbours_mask() -> None:
     model = RegionModel()
-    predictor_of(model).predict(BODY_VOLUME, PromptSet((MIDDLE,)))
-    seed, first = model.asked[:2]
-    assert seed.masks is None
+    prediction = predictor_of(model).predict(BODY_VOLUME, PromptSet((MIDDLE,)))
+    first = model.asked[1]
     assert len(first) == 2
-    assert first.masks is not None
-    assert first.masks.shape == (2, 1, SPEC.mask_size, SPEC.mask_size)
-    for mask, point, labels in zip(first.masks[:, 0], first.points_xy, first.point_labels, strict=True):
-        x, y = ((point[labels.tolist().index(POSITIVE)] + 0.5) / 4).long().tolist()
-        depth = ndimage.distance_transform_edt(np.pad(mask.numpy() > 0, 1))[1:-1, 1:-1]
-        assert depth[y, x] == depth.max()
+    assert first.masks is None
+    geometry = predictor_of(model)._encoder.open(BODY_VOLUME, "k").geometry
+    inside = prediction.mask[..., MIDDLE[2]].T > 0
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+    for point, labels in zip(first.points_xy, first.point_labels.tolist(), strict=True):
+        u, v = np.rint(geometry.points_to_voxel(point[labels.index(POSITIVE)].numpy())[0]).astype(int)
+        assert depth[v, u] > depth.max() - 1.5
+
+
+def test_an_untrained_model_carries_the_mask_that_is_most_like_the_neighbours() -> None:
+    """The lone click gets its own spot alone (entry 2); so do the slices that it is carried to."""
+    model = RegionModel()
+    model.trained = False
+    prediction = predictor_of(model).predict(BODY_VOLUME, PromptSet((MIDDLE,)))
+    areas = np.count_nonzero(prediction.mask, axis=(0, 1))
+    assert len(prediction.slices) > 3
+    assert max(areas) < 10
 
 
 @pytest.mark.parametrize(
-    ("trained", "prompts", "pixel_only"),
+    ("trained", "prompts", "spot_only"),
     [
         (False, PromptSet((MIDDLE,)), True),
         (True, PromptSet((MIDDLE,)), False),
@@ -242,12 +252,12 @@ def test_carrying_prompts_with_the_neighbours_mask_and_its_most_interior_point()
     ids=["one click, untrained", "one click, trained", "two clicks", "click and box"],
 )
 def test_only_a_lone_click_on_an_untrained_model_is_ambiguous(
-    trained: bool, prompts: PromptSet, pixel_only: bool
+    trained: bool, prompts: PromptSet, spot_only: bool
 ) -> None:
     model = RegionModel()
     model.trained = trained
     mask = predictor_of(model).predict(BODY_VOLUME, prompts, whole_object=False).mask
-    assert (np.count_nonzero(mask) < 10) is pixel_only
+    assert (np.count_nonzero(mask) < 10) is spot_only
     assert mask[MIDDLE] == 1
 
 

@@ -8,8 +8,9 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import cli
 import pytest
+
+import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN = re.compile(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*")
@@ -97,7 +98,7 @@ def test_the_two_test_targets_leave_no_test_out() -> None:
 def test_readme_names_only_subcommands_and_targets_that_exist() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"cli\.py ([a-z_]+)", readme))
-    targets = set(re.findall(r"make ([a-z-]+)", readme))
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert named <= set(cli.COMMANDS)
     assert {"simulate", "evaluate", "releases", "rollback", "pretrain"} <= named

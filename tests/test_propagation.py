@@ -136,7 +136,7 @@ def test_no_seed_gives_nothing() -> None:
     assert carry({}, range(9), RegionGrower(np.ones((9, SIDE, SIDE)))) == {}
 
 
-LIMITS = CarryLimits(min_predicted_iou=0.5, min_overlap=0.5, max_growth=2.0, min_area_pixels=4)
+LIMITS = CarryLimits(min_quality=0.5, min_overlap=0.5, max_growth=2.0, min_area_pixels=4)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,21 @@ LIMITS = CarryLimits(min_predicted_iou=0.5, min_overlap=0.5, max_growth=2.0, min
         pytest.param(plane_mask(disc(7.0, x=17.0)), True, id="smaller and moved"),
         pytest.param(plane_mask(NOTHING), False, id="empty"),
         pytest.param(plane_mask(disc(1.0, x=16.5)), False, id="too small"),
-        pytest.param(plane_mask(disc(8.0), 0.49), False, id="the model doubts it"),
-        pytest.param(plane_mask(disc(8.0), 0.5), True, id="the model just believes it"),
+        pytest.param(plane_mask(disc(8.0), 0.39), False, id="the model doubts it"),
+        pytest.param(plane_mask(disc(8.0), 0.41), True, id="the model just believes it"),
         pytest.param(plane_mask(disc(8.0, x=25.0)), False, id="elsewhere"),
         pytest.param(plane_mask(disc(12.0)), False, id="leaked"),
     ],
 )
 def test_continues(answer: PlaneMask, goes_on: bool) -> None:
-    assert continues(plane_mask(disc(8.0)), answer, LIMITS) is goes_on
+    step = CarryStep(5, 1, previous=plane_mask(disc(8.0), 0.6), seed=plane_mask(disc(9.0), 0.8))
+    assert continues(step, answer, LIMITS) is goes_on
+
+
+def test_quality_is_compared_with_the_fronts_own_seed() -> None:
+    """The seed on slice 8 was rated 0.4, so 0.35 is enough for its fronts, but not for those from slice 2."""
+    limits = CarryLimits(min_quality=0.5)
+    inside = disc(8.0)
+    seeds = {2: plane_mask(inside, 0.9), 8: plane_mask(inside, 0.4)}
+    found = carry(seeds, range(12), lambda steps: [plane_mask(inside, 0.35) for _ in steps], limits)
+    assert sorted(found) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]

@@ -43,12 +43,13 @@ class Server:
     def start(self) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            start_command(self.studies, port, self.full_conf()),
-            stdout=(self.state.parent / "server.log").open("ab"),
-            stderr=subprocess.STDOUT,
-            env=environment(),
-        )
+        with (self.state.parent / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                start_command(self.studies, port, self.full_conf()),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+            )
         poll(self._answers, "the server to answer /info/")
 
     def full_conf(self) -> dict[str, str]:

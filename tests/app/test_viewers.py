@@ -307,3 +307,8 @@ def test_the_dataset_can_be_fetched(server: Any, label_of: LabelOf) -> None:
     archive = server.get("/datastore/dataset")
     assert archive.status_code == 200
     assert archive.content[:2] == b"PK"
+
+
+def test_the_interface_is_described(server: Any) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+    assert {"/infer/{model}", "/datastore/label", "/medsa/status", "/info/"} <= set(paths)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from lib.embeddings import EmbeddingCache, SliceEncoder, VolumeEmbeddings
 from lib.errors import NotFoundError
-from lib.model.medsa import MedSA, PlanePrompts, SinglePrompt
+from lib.model.medsa import Masks, MedSA, PlanePrompts, SinglePrompt
 from lib.prompts.promptset import PromptSet
 from lib.prompts.simulate import interior_point
 from lib.prompts.slice_plan import EdgesUV, SlicePlan, SlicePrompt, plan_slices
@@ -123,25 +123,22 @@ class Predictor:
         found = {index: PlaneMask(logits[index], 1.0) for index in slices}
         return _to_voxels(found, embeddings, SlicePlan({}, slices, {}))
 
-    def decode(self, embeddings: Tensor, prompts: Sequence[SinglePrompt]) -> tuple[Tensor, Tensor]:
-        """One mask a prompt from embeddings (P, 256, g, g): logits (P, m, m), predicted IoU (P,), on the CPU.
+    def decode(self, embeddings: Tensor, prompts: Sequence[SinglePrompt]) -> Masks:
+        """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU.
 
         In float32 also where encoding is not: a few hundred tokens gain nothing from bfloat16, outlines lose.
         """
-        # A trained adapter knows whole from part; for the base alone a lone click needs SAM's three guesses.
-        ambiguous = torch.tensor([prompt.is_ambiguous and not self.model.trained for prompt in prompts])
         stacked = PlanePrompts.stack(prompts).to(self.device)
         with self._model_lock, torch.inference_mode():
             masks = self.model.decode(embeddings, stacked)
-            logits, iou = masks.choose(ambiguous.to(self.device))
-            return logits.float().cpu(), iou.float().cpu()
+            return Masks(masks.logits.float().cpu(), masks.iou.float().cpu())
 
     def _automatic_logits(self, embeddings: VolumeEmbeddings, label: str, slices: range) -> Tensor:
         prompt = SinglePrompt(label_id=self._label_id(label))
         batches = []
         for start in range(0, len(slices), AUTOMATIC_BATCH):
             batch = slices[start : start + AUTOMATIC_BATCH]
-            batches.append(self.decode(embeddings.fetch(batch), [prompt] * len(batch))[0])
+            batches.append(self.decode(embeddings.fetch(batch), [prompt] * len(batch)).logits[:, 0])
         return torch.cat(batches)
 
     def _label_id(self, label: str | None) -> int:
@@ -172,12 +169,27 @@ class _Request:
     def seeds(self) -> dict[int, PlaneMask]:
         """The masks of the slices that say where the object is, decoded together."""
         indices = [index for index, prompt in sorted(self.plan.prompts.items()) if prompt.is_seed]
+        if not indices:
+            return {}
         prompts = [self._seed_prompt(self.plan.prompts[index]) for index in indices]
-        return dict(zip(indices, self._decode(indices, prompts), strict=True)) if indices else {}
+        # A trained adapter knows whole from part; for the base alone a lone click needs SAM's three guesses.
+        trained = self.predictor.model.trained
+        ambiguous = torch.tensor([prompt.is_ambiguous and not trained for prompt in prompts])
+        logits, iou = self._decode(indices, prompts).choose(ambiguous)
+        return {index: self._plane_mask(index, logits[row], iou[row]) for row, index in enumerate(indices)}
 
     def step(self, steps: Sequence[CarryStep]) -> list[PlaneMask]:
-        """Carrying: the neighbour's mask and its most interior point become the prompt."""
-        return self._decode([step.index for step in steps], [self._carry_prompt(step) for step in steps])
+        """Carrying: the most interior point of the neighbour's mask becomes the prompt.
+
+        The mask itself is no part of it: measured, errors then grow from slice to slice, and the object does
+        not end. A point lets every slice be judged by its own image.
+        """
+        masks = self._decode([step.index for step in steps], [self._carry_prompt(step) for step in steps])
+        answers = []
+        for row, step in enumerate(steps):
+            entry = 0 if self.predictor.model.trained else _most_alike(masks.logits[row], step.previous)
+            answers.append(self._plane_mask(step.index, masks.logits[row, entry], masks.iou[row, entry]))
+        return answers
 
     def _seed_prompt(self, prompt: SlicePrompt) -> SinglePrompt:
         geometry = self.embeddings.geometry
@@ -197,7 +209,7 @@ class _Request:
             inside[row, column] = False
         row, column = interior_point(inside if inside.any() else step.previous.inside)
         x, y = geometry.mask_pixels_to_model(np.array([(column, row)]))[0]
-        return SinglePrompt([(float(x), float(y), 1), *marked], None, step.previous.logits, self.label_id)
+        return SinglePrompt([(float(x), float(y), 1), *marked], label_id=self.label_id)
 
     def _model_points(self, prompt: SlicePrompt) -> list[tuple[float, float, int]]:
         if not prompt.points:
@@ -206,15 +218,15 @@ class _Request:
         xy = self.embeddings.geometry.points_to_model(table[:, :2])
         return [(float(x), float(y), int(label)) for (x, y), label in zip(xy, table[:, 2], strict=True)]
 
-    def _decode(self, indices: Sequence[int], prompts: Sequence[SinglePrompt]) -> list[PlaneMask]:
+    def _decode(self, indices: Sequence[int], prompts: Sequence[SinglePrompt]) -> Masks:
         features = self.embeddings.fetch(indices)
         started = time.perf_counter()
-        logits, iou = self.predictor.decode(features, prompts)
+        masks = self.predictor.decode(features, prompts)
         self.decode_seconds += time.perf_counter() - started
-        return [
-            PlaneMask(logits[row].masked_fill(~self._allowed(index), -MASK_LOGIT), float(iou[row]))
-            for row, index in enumerate(indices)
-        ]
+        return masks
+
+    def _plane_mask(self, index: int, logits: Tensor, iou: Tensor) -> PlaneMask:
+        return PlaneMask(logits.masked_fill(~self._allowed(index), -MASK_LOGIT), float(iou))
 
     def _allowed(self, index: int) -> Tensor:
         """(m, m) bool: what lies in the slice, and in the window of a box that covers it."""
@@ -222,6 +234,17 @@ class _Request:
         if window not in self.allowed:
             self.allowed[window] = _window_at_mask_size(self.embeddings.geometry, window)
         return self.allowed[window]
+
+
+def _most_alike(logits: Tensor, previous: PlaneMask) -> int:
+    """Which of the masks (4, m, m) overlaps most (Dice) with the neighbour's; the first of equal ones.
+
+    The base's masks show part and whole; on the next slice the annotator means the same of them.
+    """
+    inside = (logits > 0).numpy()
+    common = np.count_nonzero(inside & previous.inside, axis=(1, 2))
+    areas = np.count_nonzero(inside, axis=(1, 2)) + previous.area
+    return int(np.argmax(common / np.maximum(areas, 1)))
 
 
 def _window_at_mask_size(geometry: PlaneGeometry, window: EdgesUV | None) -> Tensor:

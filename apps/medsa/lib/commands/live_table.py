@@ -6,6 +6,7 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -57,7 +58,11 @@ class LiveTable(AbstractContextManager["LiveTable"]):
 
 def table_of(rows: Sequence[CaseRow], clicks: int) -> Table:
     """One line per object; a case that failed has its error in the last column."""
-    table = Table("case", "object", *(f"Dice {number}" for number in range(1, clicks + 1)))
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("case", "object"):
+        table.add_column(heading, overflow="fold")
+    for number in range(1, clicks + 1):
+        table.add_column(f"Dice {number}", justify="right")
     table.add_column("s/click", justify="right")
     table.add_column("adapter", justify="right")
     table.add_column("", overflow="fold")

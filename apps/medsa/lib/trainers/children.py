@@ -20,6 +20,9 @@ _CHECK_SECONDS = 1.0
 def announce_server() -> None:
     """Called once by the server, before it starts children."""
     os.environ[SERVER_PID] = str(os.getpid())
+    # OpenMP's threads wait for each other in busy loops, which costs server and training several times their speed
+    # when both share few cores. It is read when a process starts, so it is set here for the children to come.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def become_child() -> None:
