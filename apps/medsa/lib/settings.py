@@ -111,7 +111,7 @@ class TrainingSettings(_Settings):
     train_after: PositiveInt = 5
     train_minutes: float = Field(default=3.0, gt=0)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     batch_slices: PositiveInt = 8
     prompts_per_slice: PositiveInt = 2
     seed: int = Field(default=0, ge=0)

@@ -32,7 +32,8 @@ FILLED_SHARE = 0.8  # of the slices of a step; the rest hold no voxel of their l
 BEYOND_SHARE = 0.6  # of the empty slices; these touch the object's end, where carrying must stop
 LABEL_GIVEN = 0.5  # how often a click or box comes with the label's name, as it may in use
 INTERIOR_CLICK = 0.5  # how often a click is in the middle rather than anywhere in the object
-EARLIER_MASK = 0.5  # how often a corrective click comes with the logits it corrects
+CARRIED_MASK = 0.25  # how often a carried prompt comes with the neighbour's outline itself
+EARLIER_MASK = 0.25  # how often a corrective click comes with the logits it corrects
 BOX_JITTER = 0.1  # how far a box's edge may be off, as a share of its side
 WHITE = 255.0
 
@@ -258,10 +259,12 @@ def _box(sample: Sample, rng: np.random.Generator) -> SinglePrompt:
 
 
 def _carried(sample: Sample, rng: np.random.Generator) -> SinglePrompt:
+    """What carrying asks: the middle of the neighbour's outline, on a slice where the object may have ended."""
     mask = perturbed_mask(sample.neighbour, rng)
+    shown = rng.random() < CARRIED_MASK
     return SinglePrompt(
         points=(_model_point(sample, interior_point(mask)),),
-        mask_logits=sample.geometry.masks_to_logits(_row(mask))[0],
+        mask_logits=sample.geometry.masks_to_logits(_row(mask))[0] if shown else None,
         label_id=_maybe_label(sample, rng),
     )
 
