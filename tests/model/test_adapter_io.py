@@ -28,7 +28,8 @@ def test_an_adapter_comes_back_to_the_bit(folder: Path, tiny_model: MedSA) -> No
     written = tiny_model.adapter_state()
     tiny_model.reset_adapter()
     config = load_adapter(folder, tiny_model, SHA, LABELS)
-    assert config.base_name == "tiny" and tiny_model.trained
+    assert config.base_name == "tiny"
+    assert tiny_model.trained
     assert all(torch.equal(value, written[key]) for key, value in tiny_model.adapter_state().items())
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG_NAME, TENSORS_NAME]
 

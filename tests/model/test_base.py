@@ -18,7 +18,9 @@ def tensors(tiny_spec: BaseSpec) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_both_formats_load_every_tensor(tiny_spec: BaseSpec, tensors: dict, tmp_path: Path, suffix: str) -> None:
+def test_both_formats_load_every_tensor(
+    tiny_spec: BaseSpec, tensors: dict, tmp_path: Path, suffix: str
+) -> None:
     path = tmp_path / f"sam{suffix}"
     torch.save(tensors, path) if suffix == ".pth" else save_file(tensors, path)
     sam, sha256 = load_base(tiny_spec, path, file_sha256(path))
@@ -33,7 +35,9 @@ def test_half_precision_files_give_float32_models(tiny_spec: BaseSpec, tensors: 
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "misshapen"])
-def test_each_key_that_does_not_fit_is_named(tiny_spec: BaseSpec, tensors: dict, tmp_path: Path, damage: str) -> None:
+def test_each_key_that_does_not_fit_is_named(
+    tiny_spec: BaseSpec, tensors: dict, tmp_path: Path, damage: str
+) -> None:
     key = "image_encoder.blocks.0.attn.rel_pos_h"
     if damage == "missing":
         del tensors[key]
@@ -53,7 +57,7 @@ def test_another_hash_is_refused(tiny_spec: BaseSpec, tensors: dict, tmp_path: P
 
 
 def test_an_absent_file_is_named(tiny_spec: BaseSpec, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="absent.pth"):
+    with pytest.raises(CheckpointError, match=r"absent\.pth"):
         load_base(tiny_spec, tmp_path / "absent.pth")
 
 
@@ -89,5 +93,5 @@ def test_a_file_without_tensors_is_refused(tiny_spec: BaseSpec, tmp_path: Path) 
 
 @pytest.mark.data
 def test_a_real_truncated_checkpoint_is_refused(tiny_spec: BaseSpec, data_dir: Path) -> None:
-    with pytest.raises(CheckpointError, match="mobile_sam.trunc.pt"):
+    with pytest.raises(CheckpointError, match=r"mobile_sam\.trunc\.pt"):
         load_base(tiny_spec, data_dir / "truncated_checkpoint" / "mobile_sam.trunc.pt")

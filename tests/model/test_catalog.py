@@ -66,5 +66,5 @@ def test_ones_own_checkpoint_is_taken_as_it_is() -> None:
 
 
 def test_a_base_asked_for_that_cannot_be_had_is_an_error() -> None:
-    with pytest.raises(CheckpointError, match="sam_b.pth"):
+    with pytest.raises(CheckpointError, match=r"sam_b\.pth"):
         catalog(offline).choose(BaseRequest(base="vit_b"))

@@ -21,7 +21,9 @@ def sam(tiny_spec: BaseSpec) -> Sam:
     torch.manual_seed(0)
     sam = build_sam(tiny_spec).eval()
     with torch.no_grad():
-        for parameter in sam.parameters():  # SAM starts with zeros in its position tables: make every tensor count
+        for (
+            parameter
+        ) in sam.parameters():  # SAM starts with zeros in its position tables: make every tensor count
             parameter.add_(0.02 * torch.randn_like(parameter))
     return sam
 
@@ -39,12 +41,17 @@ def randomised(model: MedSA) -> MedSA:
 
 
 def mixed_prompt(spec: BaseSpec) -> SinglePrompt:
-    return SinglePrompt([(30.0, 20.0, 1), (5.0, 50.0, 0)], (3.0, 4.0, 40.0, 50.0), torch.randn(spec.mask_size, spec.mask_size))
+    return SinglePrompt(
+        [(30.0, 20.0, 1), (5.0, 50.0, 0)], (3.0, 4.0, 40.0, 50.0), torch.randn(spec.mask_size, spec.mask_size)
+    )
 
 
 def reference(sam: Sam, planes: Tensor, prompt: SinglePrompt) -> tuple[Tensor, Tensor]:
     """segment_anything's own modules, called as its authors do."""
-    points = torch.tensor([[point[:2] for point in prompt.points]]), torch.tensor([[p[2] for p in prompt.points]])
+    points = (
+        torch.tensor([[point[:2] for point in prompt.points]]),
+        torch.tensor([[p[2] for p in prompt.points]]),
+    )
     box = None if prompt.box_xyxy is None else torch.tensor([prompt.box_xyxy])
     mask = None if prompt.mask_logits is None else prompt.mask_logits[None, None]
     sparse, dense = sam.prompt_encoder(points=points, boxes=box, masks=mask)
@@ -89,10 +96,14 @@ def test_trained_adapters_change_encoder_and_decoder(sam: Sam, tiny_spec: BaseSp
     bare, adapted = MedSA(sam, tiny_spec, None).eval(), randomised(with_adapters(sam, tiny_spec))
     embeddings = bare.encode(planes)
     assert not torch.allclose(adapted.encode(planes), embeddings)
-    assert not torch.allclose(adapted.decode(embeddings, prompts).logits, bare.decode(embeddings, prompts).logits)
+    assert not torch.allclose(
+        adapted.decode(embeddings, prompts).logits, bare.decode(embeddings, prompts).logits
+    )
 
 
-@pytest.mark.parametrize("part", ["encoder.0.space", "encoder.1.mlp", "decoder.0.hyper", "decoder.1.mlp", "decoder.1.image"])
+@pytest.mark.parametrize(
+    "part", ["encoder.0.space", "encoder.1.mlp", "decoder.0.hyper", "decoder.1.mlp", "decoder.1.image"]
+)
 @torch.no_grad()
 def test_each_adapter_reaches_the_masks(sam: Sam, tiny_spec: BaseSpec, part: str) -> None:
     planes = 255 * torch.rand(1, 3, 64, 64)
@@ -124,7 +135,9 @@ def test_hyper_adapter_is_the_published_formula() -> None:
             p = adapter.down_prompt(prompt[batch, token])
             for writer, norm in zip(adapter.writers, adapter.norms, strict=True):
                 weights = (writer.weight @ p + writer.bias).view(3, 3)
-                e = functional.relu(norm(torch.stack([sum(e[i] * weights[i, o] for i in range(3)) for o in range(3)])))
+                e = functional.relu(
+                    norm(torch.stack([sum(e[i] * weights[i, o] for i in range(3)) for o in range(3)]))
+                )
             torch.testing.assert_close(adapter(tokens, prompt)[batch, token], adapter.up(e))
 
 
@@ -140,7 +153,9 @@ def test_labels_count_only_once_trained(sam: Sam, tiny_spec: BaseSpec) -> None:
     embeddings = model.encode(255 * torch.rand(1, 3, 64, 64))
 
     def ask(label_id: int) -> Tensor:
-        return model.decode(embeddings, PlanePrompts.stack([SinglePrompt([(8.0, 9.0, 1)], label_id=label_id)])).logits
+        return model.decode(
+            embeddings, PlanePrompts.stack([SinglePrompt([(8.0, 9.0, 1)], label_id=label_id)])
+        ).logits
 
     assert torch.equal(ask(0), ask(1))
     model.trained = True
@@ -163,7 +178,9 @@ def test_a_mask_counts_only_for_the_prompt_that_has_one(sam: Sam, tiny_spec: Bas
     model = with_adapters(sam, tiny_spec)
     embeddings = model.encode(255 * torch.rand(1, 3, 64, 64)).expand(2, -1, -1, -1)
     click = SinglePrompt([(8.0, 9.0, 1)])
-    shown = dataclasses.replace(click, mask_logits=torch.full((tiny_spec.mask_size, tiny_spec.mask_size), 5.0))
+    shown = dataclasses.replace(
+        click, mask_logits=torch.full((tiny_spec.mask_size, tiny_spec.mask_size), 5.0)
+    )
     answer = model.decode(embeddings, PlanePrompts.stack([click, shown])).logits
     torch.testing.assert_close(answer[0], model.decode(embeddings[:1], PlanePrompts.stack([click])).logits[0])
     assert not torch.allclose(answer[0], answer[1])
@@ -181,14 +198,20 @@ def test_adapter_state_goes_round(sam: Sam, tiny_spec: BaseSpec) -> None:
     source, target = randomised(with_adapters(sam, tiny_spec)), with_adapters(sam, tiny_spec)
     target.load_adapter_state(source.adapter_state())
     assert target.trained
-    assert all(torch.equal(value, target.adapter_state()[key]) for key, value in source.adapter_state().items())
+    assert all(
+        torch.equal(value, target.adapter_state()[key]) for key, value in source.adapter_state().items()
+    )
     target.reset_adapter()
     assert not target.trained
-    assert not torch.equal(target.adapter_state()["decoder.0.mlp.up.weight"], source.adapter_state()["decoder.0.mlp.up.weight"])
+    assert not torch.equal(
+        target.adapter_state()["decoder.0.mlp.up.weight"], source.adapter_state()["decoder.0.mlp.up.weight"]
+    )
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape"])
-def test_an_adapter_that_does_not_fit_is_named_and_changes_nothing(sam: Sam, tiny_spec: BaseSpec, damage: str) -> None:
+def test_an_adapter_that_does_not_fit_is_named_and_changes_nothing(
+    sam: Sam, tiny_spec: BaseSpec, damage: str
+) -> None:
     model = with_adapters(sam, tiny_spec)
     before, tensors = model.adapter_state(), randomised(with_adapters(sam, tiny_spec)).adapter_state()
     key = "encoder.0.space.up.weight"

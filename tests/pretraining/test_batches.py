@@ -16,7 +16,8 @@ def batches() -> list:
 
 def test_a_batch_depends_on_its_seed_and_number_alone() -> None:
     first, second = batches()[5], batches()[5]
-    assert torch.equal(first.images, second.images) and torch.equal(first.points_xy, second.points_xy)
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.points_xy, second.points_xy)
     assert not torch.equal(first.images, batches()[6].images)
 
 

@@ -11,7 +11,14 @@ from lib.model.base import BaseSpec, load_base
 from lib.pretraining.loop import PretrainConfig, Progress, pretrain
 
 CONFIG = PretrainConfig(
-    steps=40, decay_steps=10, warmup_steps=5, learning_rate=2e-3, images=2, objects=2, checkpoint_seconds=0, workers=0
+    steps=40,
+    decay_steps=10,
+    warmup_steps=5,
+    learning_rate=2e-3,
+    images=2,
+    objects=2,
+    checkpoint_seconds=0,
+    workers=0,
 )
 
 
@@ -24,7 +31,9 @@ def test_it_learns_and_writes_a_base_that_loads(tiny_spec: BaseSpec, tmp_path: P
     seen: list[Progress] = []
     path = pretrain(tiny_spec, CONFIG, tmp_path / "trained", report=seen.append)
     idle: list[Progress] = []
-    pretrain(tiny_spec, dataclasses.replace(CONFIG, learning_rate=1e-12), tmp_path / "idle", report=idle.append)
+    pretrain(
+        tiny_spec, dataclasses.replace(CONFIG, learning_rate=1e-12), tmp_path / "idle", report=idle.append
+    )
     assert [progress.step for progress in seen] == [20, 40]
     # The loss changes its make-up during a run, so one that learns is compared with one that doesn't, step by step.
     assert seen[-1].loss < idle[-1].loss - 0.2

@@ -10,15 +10,19 @@ SIZE = 96
 
 def test_a_seed_gives_one_plane() -> None:
     first, again, other = (draw_plane(np.random.default_rng(seed), SIZE, 3) for seed in (4, 4, 5))
-    assert np.array_equal(first.image, again.image) and np.array_equal(first.targets, again.targets)
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.targets, again.targets)
     assert not np.array_equal(first.image, other.image)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_planes_and_targets_are_usable(seed: int) -> None:
     plane = draw_plane(np.random.default_rng(seed), SIZE, 4)
-    assert plane.image.shape == (SIZE, SIZE) and plane.targets.shape == (4, SIZE, SIZE)
-    assert plane.image.min() >= 0 and plane.image.max() <= 255 and np.isfinite(plane.image).all()
+    assert plane.image.shape == (SIZE, SIZE)
+    assert plane.targets.shape == (4, SIZE, SIZE)
+    assert plane.image.min() >= 0
+    assert plane.image.max() <= 255
+    assert np.isfinite(plane.image).all()
     assert plane.image.std() > 1
     assert all(40 <= target.sum() <= 0.45 * SIZE * SIZE for target in plane.targets)
 

@@ -130,8 +130,15 @@ def test_a_filled_slice_gets_every_kind_of_prompt(sample, rng):
     assert click.mask_logits is None
     assert box.box_xyxy[0] < box.box_xyxy[2]
     assert box.box_xyxy[1] < box.box_xyxy[3]
-    assert carried.mask_logits.shape == (MASK, MASK)
     assert len(carried.points) == 1
+    assert carried.box_xyxy is None
+
+
+def test_carrying_mostly_goes_by_the_point_alone(sample, rng):
+    carried = [draw_prompts(sample, 4, rng)[3] for _ in range(200)]
+    shown = [prompt.mask_logits for prompt in carried if prompt.mask_logits is not None]
+    assert 25 < len(shown) < 80
+    assert {mask.shape for mask in shown} == {(MASK, MASK)}
 
 
 def test_fewer_prompts_are_a_random_choice_of_the_kinds_and_more_repeat_the_click(sample, rng):
@@ -147,7 +154,7 @@ def test_fewer_prompts_are_a_random_choice_of_the_kinds_and_more_repeat_the_clic
 
 def test_past_the_end_only_carrying_and_the_label_are_asked(sample, rng):
     prompts = draw_prompts(empty(sample, keep_neighbour=True), 4, rng)
-    assert [prompt.mask_logits is not None for prompt in prompts] == [False, True]
+    assert [len(prompt.points) for prompt in prompts] == [0, 1]
     assert [prompt.box_xyxy for prompt in prompts] == [None, None]
 
 
@@ -189,7 +196,11 @@ def answers(batch, value):
 def test_corrections_add_where_all_is_missed_and_keep_the_first_click(prepared, rng):
     batch = draw_batch(prepared, 6, 4, Augmentation(0), rng)
     prompts, owners = corrective_prompts(batch, answers(batch, -5.0), rng)
-    clicks = [prompt for prompt in batch.prompts if prompt.points and prompt.mask_logits is None]
+    clicks = [
+        prompt
+        for prompt, owner in zip(batch.prompts, batch.owners, strict=True)
+        if prompt.points and prompt.mask_logits is None and batch.samples[owner].target.any()
+    ]
     assert len(prompts) == len(clicks)
     assert len(clicks) > 2
     for first, second, owner in zip(clicks, prompts, owners, strict=True):

@@ -63,7 +63,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise AdapterError(f"adapter {folder.name}: {CONFIG_NAME} cannot be read ({error})") from error
     found = stored.get("format_version") if isinstance(stored, dict) else None
     if not isinstance(found, int) or found > FORMAT_VERSION:
-        raise AdapterError(f"adapter {folder.name}: format {found!r}, this version reads up to {FORMAT_VERSION}")
+        raise AdapterError(
+            f"adapter {folder.name}: format {found!r}, this version reads up to {FORMAT_VERSION}"
+        )
     try:
         return AdapterConfig(**stored)
     except TypeError as error:

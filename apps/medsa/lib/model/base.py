@@ -126,7 +126,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         # weights_only: a checkpoint from elsewhere must not run code when it is read.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+    ) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read, it may be truncated ({error})") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"checkpoint {path}: holds no table of tensors")

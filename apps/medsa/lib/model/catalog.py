@@ -77,7 +77,9 @@ class BaseCatalog:
         if request.base != AUTO:
             return self._named(request.base, "asked for", request.checkpoint)
         if request.published_on is not None:
-            return self._named(request.published_on, "auto: an adapter was published on it", request.checkpoint)
+            return self._named(
+                request.published_on, "auto: an adapter was published on it", request.checkpoint
+            )
         if not request.has_gpu:
             return self._named(SMALL, "auto: this machine has no GPU", request.checkpoint)
         try:
@@ -94,7 +96,9 @@ class BaseCatalog:
         if entry.url is None or entry.sha256 is None or entry.size_bytes is None:
             raise CheckpointError(f"base {name}: the catalogue names no file for it")
         target = self.downloads / entry.url.rsplit("/", 1)[-1]
-        return BaseChoice(entry, self.fetch_file(entry.url, target, entry.sha256, entry.size_bytes), entry.sha256, reason)
+        return BaseChoice(
+            entry, self.fetch_file(entry.url, target, entry.sha256, entry.size_bytes), entry.sha256, reason
+        )
 
 
 def build_model(choice: BaseChoice, labels: Sequence[str]) -> tuple[MedSA, str]:

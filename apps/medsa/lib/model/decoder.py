@@ -4,6 +4,8 @@ Source: Wu et al., arXiv 2304.12620 v7: three adapters in each two-way block (Hy
 the image, one parallel to the MLP, one on the image tokens).
 """
 
+from typing import Any
+
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
@@ -93,7 +95,7 @@ def _two_way_block(
     keys: Tensor,
     prompt: Tensor,
     key_positions: Tensor,
-    adapters: nn.Module | None,
+    adapters: Any,
 ) -> tuple[Tensor, Tensor]:
     """`queries` and `prompt` are (P, T, 256), `keys` and `key_positions` (P or 1, g*g, 256)."""
     if layer.skip_first_layer_pe:

@@ -4,6 +4,8 @@ Source: Wu et al., arXiv 2304.12620 v7: a space adapter after the attention of e
 a scaled adapter parallel to its MLP.
 """
 
+from typing import Any
+
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Block, window_partition, window_unpartition
 from torch import Tensor, nn
@@ -30,8 +32,8 @@ def encode(encoder: ImageEncoderViT, pixels: Tensor, adapters: nn.ModuleList | N
     return encoder.neck(x.permute(0, 3, 1, 2))
 
 
-def _run_block(block: Block, x: Tensor, adapters: nn.Module | None) -> Tensor:
-    """x is (B, H, W, C)."""
+def _run_block(block: Block, x: Tensor, adapters: Any) -> Tensor:
+    """x is (B, H, W, C); `adapters` are the block's BlockAdapters or None (any: torch types submodules so)."""
     attended = _attend(block, block.norm1(x))
     x = x + attended
     if adapters is not None:

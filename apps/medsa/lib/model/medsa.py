@@ -5,7 +5,8 @@ that is saved; everything else is the base and never changes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from segment_anything.modeling import Sam
@@ -55,8 +56,9 @@ class PlanePrompts:
 
     def to(self, device: torch.device | str) -> "PlanePrompts":
         """The same prompts on `device`."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PlanePrompts(**{key: None if value is None else value.to(device) for key, value in moved.items()})
+        optional = (self.masks, self.has_mask, self.label_ids)
+        moved = (None if tensor is None else tensor.to(device) for tensor in optional)
+        return PlanePrompts(self.points_xy.to(device), self.point_labels.to(device), *moved)
 
     @classmethod
     def stack(cls, prompts: Sequence[SinglePrompt]) -> "PlanePrompts":
@@ -94,7 +96,9 @@ class MedSA(nn.Module):
     `trained` is False while the adapters are still zero: then labels are ignored, and the output is the base's.
     """
 
-    def __init__(self, sam: Sam, spec: BaseSpec, dims: AdapterDims | None, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self, sam: Sam, spec: BaseSpec, dims: AdapterDims | None, labels: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.sam, self.spec, self.dims, self.labels = sam, spec, dims, tuple(labels)
         self.trained = False
@@ -139,11 +143,12 @@ class MedSA(nn.Module):
         self.trained = False
 
     def _part(self, name: str) -> nn.ModuleList | None:
-        return self.adapters[name] if name in self.adapters else None  # type: ignore[return-value]
+        return cast(nn.ModuleList, self.adapters[name]) if self.dims is not None else None
 
     def _label_tokens(self, label_ids: Tensor) -> Tensor:
         """(P,) -> (P, 1, 256): the label's token, or SAM's padding token where no label is meant."""
-        table = torch.cat([self.sam.prompt_encoder.not_a_point_embed.weight, self.adapters["labels"].weight])
+        labels = cast(nn.Embedding, self.adapters["labels"])
+        table = torch.cat([self.sam.prompt_encoder.not_a_point_embed.weight, labels.weight])
         return table[label_ids + 1].unsqueeze(1)
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -70,7 +70,9 @@ def pretrain(
     torch.manual_seed(config.seed)
     model = MedSA(build_sam(spec), spec, None).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        _groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+    )
     state = _State(model, average, optimizer, folder / "checkpoint.pt")
     first = state.restore()
     saved = started = time.monotonic()
@@ -89,10 +91,10 @@ def pretrain(
             window.clear()
         if time.monotonic() - saved > config.checkpoint_seconds:
             state.save(step + 1)
-            export(average.module, spec, folder)
+            export(cast(MedSA, average.module), spec, folder)
             saved = time.monotonic()
     state.save(config.steps)
-    return export(average.module, spec, folder)
+    return export(cast(MedSA, average.module), spec, folder)
 
 
 def export(model: MedSA, spec: BaseSpec, folder: Path) -> Path:
@@ -108,7 +110,9 @@ def export(model: MedSA, spec: BaseSpec, folder: Path) -> Path:
 class _State:
     """What a stopped run needs to go on."""
 
-    def __init__(self, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    def __init__(
+        self, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, path: Path
+    ) -> None:
         self.parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
         self.path = path
 
@@ -258,7 +262,8 @@ def _hard_dice(logits: Tensor, targets: Tensor) -> Tensor:
 def _progress(step: int, window: list[tuple[float, tuple[float, ...]]], seconds: float) -> Progress:
     rounds = max(len(dice) for _, dice in window)
     by_round = [
-        sum(dice[turn] for _, dice in window if len(dice) > turn) / sum(len(dice) > turn for _, dice in window)
+        sum(dice[turn] for _, dice in window if len(dice) > turn)
+        / sum(len(dice) > turn for _, dice in window)
         for turn in range(rounds)
     ]
     return Progress(step, sum(loss for loss, _ in window) / len(window), tuple(by_round), seconds)
