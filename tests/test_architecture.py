@@ -11,7 +11,7 @@ APP = Path(__file__).resolve().parent.parent / "apps" / "medsa"
 
 LAYERS = (
     ("errors", "memory"),
-    ("settings", "provenance"),
+    ("settings",),
     ("volume", "prompts", "transforms", "model"),
     ("bases", "download", "embeddings", "propagation"),
     ("predictor",),
