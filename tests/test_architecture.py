@@ -10,7 +10,7 @@ import pytest
 APP = Path(__file__).resolve().parent.parent / "apps" / "medsa"
 
 LAYERS = (
-    ("errors", "memory"),
+    ("errors", "files", "memory"),
     ("settings",),
     ("volume", "prompts", "transforms", "model"),
     ("bases", "download", "embeddings", "propagation"),
@@ -129,7 +129,9 @@ def test_model_runs_without_the_product(imports: dict[str, list[str]]) -> None:
     assert foreign <= MODEL_MAY_IMPORT
     assert "torch" in foreign
     own = {module for module in modules if module.split(".")[0] == "lib"}
-    assert {module for module in own if not module.startswith(("lib.errors", "lib.model"))} == set()
+    assert {
+        module for module in own if not module.startswith(("lib.errors", "lib.files", "lib.model"))
+    } == set()
 
 
 def test_no_module_hides_a_standard_one() -> None:

@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 import random
 import time
@@ -6,7 +5,7 @@ import time
 import pytest
 
 from lib.errors import AdapterError, NotFoundError
-from lib.training.releases import Releases, write_json
+from lib.training.releases import Releases
 
 
 def writer(text):
@@ -129,14 +128,6 @@ def test_a_champion_without_its_folder_is_an_error(releases, tmp_path):
     release.folder.rename(tmp_path / "elsewhere")
     with pytest.raises(AdapterError, match="serving version 1 has no folder"):
         releases.champion()
-
-
-def test_write_json_leaves_the_old_file_when_the_new_value_cannot_be_written(tmp_path):
-    path = tmp_path / "value.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 def publish_endlessly(state, ready):

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from filelock import FileLock
 
-from lib.datastore.files import write_json
+from lib.files import write_json
 
 log = logging.getLogger(__name__)
 

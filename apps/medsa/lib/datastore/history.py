@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.datastore.files import part_beside, write_json
+from lib.files import part_beside, write_json
 
 FOLDER = Path(".medsa") / "history"
 

@@ -23,11 +23,11 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydantic import ValidationError
 
-from lib.datastore.files import copy_beside, write_text
 from lib.datastore.history import LabelHistory
 from lib.datastore.labelvalues import read_label
 from lib.datastore.names import check_image_id, check_tag
 from lib.errors import InputError, NotFoundError
+from lib.files import copy_beside, write_text
 from lib.training.cases import label_digest
 from lib.volume import load_volume, save_mask
 

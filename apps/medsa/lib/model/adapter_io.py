@@ -6,7 +6,6 @@ is its card.
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lib.errors import AdapterError
+from lib.files import flush
 from lib.model.medsa import MedSA
 
 FORMAT_VERSION = 1
@@ -43,15 +43,6 @@ def save_adapter(folder: Path, model: MedSA, config: AdapterConfig, card: str) -
     for name in (TENSORS_NAME, CONFIG_NAME, CARD_NAME):
         flush(folder / name)
     flush(folder)
-
-
-def flush(path: Path) -> None:
-    """Waits until a file's contents, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

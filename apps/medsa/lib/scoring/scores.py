@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lib.datastore.files import write_json
+from lib.files import write_json
 
 log = logging.getLogger(__name__)
 

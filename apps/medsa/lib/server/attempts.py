@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from lib.datastore.files import write_json
+from lib.files import write_json
 
 # The first start, and one more after a crash. Then it waits for another label, or for somebody to ask.
 MAX_STARTS = 2

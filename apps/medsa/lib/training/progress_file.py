@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lib.training.releases import write_json
+from lib.files import write_json
 
 NAME = "progress.json"
 TOTAL_EPOCHS = 100

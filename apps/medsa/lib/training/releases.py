@@ -26,7 +26,8 @@ from typing import Any
 from filelock import FileLock
 
 from lib.errors import AdapterError, NotFoundError
-from lib.model.adapter_io import AdapterConfig, flush, read_adapter_config
+from lib.files import flush, write_json
+from lib.model.adapter_io import AdapterConfig, read_adapter_config
 
 log = logging.getLogger(__name__)
 
@@ -170,17 +171,6 @@ class Releases:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes `value` to `path` so that a reader sees the old file or the new one, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    flush(path.parent)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

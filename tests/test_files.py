@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.datastore.files import copy_beside, part_beside, write_json, write_text
+from lib.files import copy_beside, part_beside, write_json, write_text
 
 
 def test_writes_and_makes_the_folder(tmp_path: Path) -> None:
@@ -20,6 +20,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_text(path, 7)  # type: ignore[arg-type]
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_copy_waits_beside_its_target(tmp_path: Path) -> None:

@@ -12,11 +12,16 @@ def write_text(path: Path, text: str) -> None:
     """Writes `path` atomically and makes its folder when there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_beside(path)
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,6 +38,15 @@ def copy_beside(source: Path, target: Path) -> Path:
         writer.flush()
         os.fsync(writer.fileno())
     return part
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's contents, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def part_beside(path: Path) -> Path:
