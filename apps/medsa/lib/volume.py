@@ -127,12 +127,24 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     else:
         raise VolumeError(f"image {path.name}: unknown file type; allowed: {', '.join(SUFFIXES)}")
     try:
+        if path.name.endswith(".nrrd"):
+            _refuse_detached(path)
         array, meta = reader.get_data(reader.read(path))
         affine = np.asarray(meta["affine"], dtype=np.float64)
+    except VolumeError:
+        raise
     except Exception as error:  # the readers raise whatever their parsers stumble over
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise VolumeError(f"image {path.name}: cannot be read ({reason})") from error
     return np.asarray(array), _to_ras(to_affine_nd(3, affine), str(meta.get("space", "RAS")), path)
+
+
+def _refuse_detached(path: Path) -> None:
+    """The voxels have to be in the file itself: a header that names another file could name any of the server's."""
+    with path.open("rb") as stream:
+        header = nrrd.read_header(stream)
+    if any("".join(field.lower().split()) == "datafile" for field in header):
+        raise VolumeError(f"image {path.name}: its header names another data file; allowed: voxels after the header")
 
 
 def _to_ras(affine: NDArray[np.float64], space: str, path: Path) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.files import part_beside, write_json
+from lib.files import flush, part_beside, write_json
 
 FOLDER = Path(".medsa") / "history"
 
@@ -33,6 +33,7 @@ class LabelHistory:
         version = self._last_number(image_id) + 1
         target = staged.with_name(f"{version:04d}{suffix}")
         staged.rename(target)
+        flush(target.parent)
         own = {"version": version, "image": image_id, "file": target.name}
         write_json(target.with_name(f"{version:04d}.json"), own | dict(record))
         return version

@@ -5,12 +5,12 @@ read. It is never changed in place: a change copies it, writes the file and swap
 need no lock. Shared between processes (training and scoring children build their own datastore): the
 registry file `datastore_v2.json` and the history's numbers, guarded by `_thread_lock` and then the file
 lock `.lock`, always in that order and together. Images and labels are read, checked and copied before the
-locks are taken; under them files are only renamed.
+locks are taken; under them files are only renamed, but for a label that lies there without a version: it is
+copied into the history under the locks, so that nobody can change it between that and its replacement.
 """
 
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from lib.datastore.history import LabelHistory
 from lib.datastore.labelvalues import read_label
 from lib.datastore.names import check_image_id, check_tag
 from lib.errors import InputError, NotFoundError
-from lib.files import copy_beside, write_text
+from lib.files import copy_beside, flush, write_text
 from lib.training.cases import label_digest
 from lib.volume import load_volume, save_mask
 
@@ -127,16 +127,21 @@ class MedsaDatastore(LocalDatastore):
         image = load_volume(self.image_path(image_id))
         values = read_label(Path(label_filename), image, self._labels, info.get("label_info"))
         staged = self.history.stage(image_id, LABEL_SUFFIX)
-        save_mask(values, image, staged)
-        self._make_current(image_id, tag, staged, info)
+        try:
+            save_mask(values, image, staged)
+            self._make_current(image_id, tag, staged, info)
+        finally:
+            staged.unlink(missing_ok=True)  # still there only when something failed
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Removes the current label; the history keeps it. Raises NotFoundError where there is none."""
         tag = check_tag(label_tag)
-        path = self.label_path(label_id, tag)
-        self._keep_unknown(label_id, tag)
-        path.unlink()
+        self.label_path(label_id, tag)
+        with self._transaction():
+            self._keep_unknown(label_id, tag)
+            for path in self._label_files(label_id, tag):
+                path.unlink()
         self.refresh()
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
@@ -153,25 +158,30 @@ class MedsaDatastore(LocalDatastore):
             draft.objects[label_id].labels[tag].info.update(info)
 
     def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> None:
-        self._keep_unknown(image_id, tag)
         record = self._record(tag, label_digest(staged), info)
         target = Path(self._model.label_path(tag)) / self._filename(image_id, LABEL_SUFFIX)
         view = copy_beside(staged, target)
-        with self._transaction() as draft:
-            if image_id not in draft.objects:
-                view.unlink()
-                raise NotFoundError("image", image_id, "an image that was not removed meanwhile")
-            version = self.history.commit(image_id, staged, LABEL_SUFFIX, record)
-            view.replace(target)
-            self._remove_other_formats(image_id, tag)
-            noted = {
-                **info,
-                "ts": _now_seconds(),
-                "name": target.name,
-                "version": version,
-                "sha256": record["sha256"],
-            }
-            draft.objects[image_id].labels[tag] = DataModel(info=noted, ext=LABEL_SUFFIX)
+        try:
+            with self._transaction() as draft:
+                if image_id not in draft.objects:
+                    raise NotFoundError("image", image_id, "an image that was not removed meanwhile")
+                self._keep_unknown(image_id, tag)
+                version = self.history.commit(image_id, staged, LABEL_SUFFIX, record)
+                view.replace(target)
+                flush(target.parent)
+                for path in self._label_files(image_id, tag):
+                    if path != target:
+                        path.unlink()
+                noted = {
+                    **info,
+                    "ts": _now_seconds(),
+                    "name": target.name,
+                    "version": version,
+                    "sha256": record["sha256"],
+                }
+                draft.objects[image_id].labels[tag] = DataModel(info=noted, ext=LABEL_SUFFIX)
+        finally:
+            view.unlink(missing_ok=True)
 
     def _record(self, tag: str, sha256: str, info: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -184,27 +194,27 @@ class MedsaDatastore(LocalDatastore):
         }
 
     def _keep_unknown(self, image_id: str, tag: str) -> None:
-        """Makes a current label that did not come through `save_label` a version, before it is replaced."""
-        uri = self.get_label_uri(image_id, tag)
-        if not uri or not Path(uri).is_file():
-            return
-        digest = label_digest(Path(uri))
-        if self.history.holds(image_id, digest):
-            return
-        _, suffix = self._to_id(Path(uri).name)
-        staged = self.history.stage(image_id, suffix)
-        shutil.copyfile(uri, staged)
-        with self._transaction():
-            self.history.commit(
-                image_id, staged, suffix, self._record(tag, digest, {"user": "found on disk"})
-            )
+        """Makes every label file that did not come through `save_label` a version, before it is replaced.
 
-    def _remove_other_formats(self, image_id: str, tag: str) -> None:
+        The folder is asked, not the registry, which may not know a new file yet and knows one file per id only.
+        The caller holds both locks.
+        """
+        for path in self._label_files(image_id, tag):
+            _, suffix = self._to_id(path.name)
+            kept = copy_beside(path, self.history.stage(image_id, suffix))
+            try:
+                digest = label_digest(kept)
+                if not self.history.holds(image_id, digest):
+                    record = self._record(tag, digest, {"user": "found on disk"})
+                    self.history.commit(image_id, kept, suffix, record)
+            finally:
+                kept.unlink(missing_ok=True)
+
+    def _label_files(self, image_id: str, tag: str) -> list[Path]:
+        """The files that are this image's label, in whatever format: one, unless somebody put more there."""
         folder = Path(self._model.label_path(tag))
-        for pattern in EXTENSIONS:
-            suffix = pattern.removeprefix("*")
-            if suffix != LABEL_SUFFIX:
-                (folder / self._filename(image_id, suffix)).unlink(missing_ok=True)
+        names = (self._filename(image_id, pattern.removeprefix("*")) for pattern in EXTENSIONS)
+        return [path for path in (folder / name for name in names) if path.is_file()]
 
     def _to_id(self, file: str) -> tuple[str, str]:
         """(id, suffix) of a file name; the base class removes the suffix wherever it stands in the name."""

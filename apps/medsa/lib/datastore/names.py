@@ -8,7 +8,7 @@ from enum import Enum
 
 from lib.errors import InputError
 
-MAX_IMAGE_ID = 200
+MAX_IMAGE_ID = 200  # bytes: file systems allow 255 of them, and suffixes come on top
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _FORBIDDEN = frozenset('/\\:*?"<>|')
 
@@ -19,7 +19,7 @@ def check_image_id(value: object) -> str:
         raise InputError(
             "image",
             value,
-            f"a name of 1 to {MAX_IMAGE_ID} printable characters that does not begin with a dot "
+            f"a name of printable characters, 1 to {MAX_IMAGE_ID} bytes of UTF-8, that does not begin with a dot "
             'and holds none of / \\ : * ? " < > | and no ".."',
         )
     return value
@@ -35,9 +35,9 @@ def check_tag(value: object) -> str:
 
 def _is_plain_name(value: str) -> bool:
     return (
-        0 < len(value) <= MAX_IMAGE_ID
-        and value == value.strip()
+        value == value.strip()
         and value.isprintable()
+        and 0 < len(value.encode()) <= MAX_IMAGE_ID
         and not value.startswith(".")
         and ".." not in value
         and not _FORBIDDEN.intersection(value)
