@@ -10,7 +10,7 @@ import pytest
 APP = Path(__file__).resolve().parent.parent / "apps" / "medsa"
 
 LAYERS = (
-    ("errors", "files", "memory"),
+    ("errors", "files", "memory", "version"),
     ("settings",),
     ("volume", "prompts", "transforms", "model"),
     ("bases", "download", "embeddings", "propagation"),

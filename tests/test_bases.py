@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.bases import catalog
+from lib.bases import catalog, choose_base
 from lib.model.base import build_sam, file_sha256
+from lib.model.catalog import build_model
 from lib.model.medsa import MedSA
 from lib.settings import load_settings
 
@@ -33,3 +34,11 @@ def test_the_small_base_keeps_its_promised_size() -> None:
     assert count <= 12e6
     assert path.stat().st_size <= 25e6
     assert file_sha256(path) == entry.sha256
+
+
+def test_fresh_adapters_are_the_same_every_time() -> None:
+    settings = load_settings(APP / "configs", {"base": "vit_t", "device": "cpu"})
+    choice = choose_base(settings, APP, None)
+    first, second = (build_model(choice, ("object",))[0].adapter_state() for _ in range(2))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert first["encoder.0.space.down.weight"].std() > 0

@@ -112,6 +112,35 @@ def test_train_without_a_label_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_train_finds_labels_that_were_put_into_the_folder_by_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studies = tmp_path / "studies"
+    (studies / "labels" / "final").mkdir(parents=True)
+    for number in range(3):
+        label = np.zeros((16, 16, 2), np.uint8)
+        label[4 : 10 + number, 5:11] = 1
+        image = label * 100 + np.random.default_rng(number).integers(0, 20, label.shape, np.uint8)
+        affine = np.diag([1.0, 1.0, 3.0, 1.0])
+        nibabel.save(nibabel.Nifti1Image(image, affine), studies / f"case{number}.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(label, affine), studies / "labels" / "final" / f"case{number}.nii.gz"
+        )
+    state = tmp_path / "state"
+    settings = [
+        part
+        for pair in (("base", "vit_t"), ("device", "cpu"), ("train_minutes", "0.02"))
+        for part in ("--conf", *pair)
+    ]
+    command = ["train", "--task", "object", "--state", str(state), "--studies", str(studies), *settings]
+    assert cli.main(command) == 0
+    (record,) = Releases(state).records()
+    assert record["decision"] in ("published", "refused")
+    assert sorted([*record["trained"], *record["validated"]]) == ["case0", "case1", "case2"]
+    assert record["steps"] >= 1
+    assert "trained on 2, validated on 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments", [["--version", "newest"], ["--version", "3"], ["--only", "nowhere.txt"]]
 )
@@ -131,6 +160,12 @@ def test_simulate_at_no_server_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     truth = str(tmp_path / "truth")
     assert cli.main(["simulate", "--server", "http://127.0.0.1:1", "--truth", truth]) == 2
     assert "GET /info/" in capsys.readouterr().err
+
+
+def test_pretrain_writes_into_the_runs_folder_unless_told(capsys: pytest.CaptureFixture[str]) -> None:
+    options = cli.build_parser(["pretrain"]).parse_args(["pretrain"])
+    assert options.out == Path("runs/vit_t")
+    assert (options.steps, options.decay_steps, options.seed) == (2300, 1000, 0)  # as README says
 
 
 def test_the_demo_task_has_the_labels_of_the_demo_studies() -> None:

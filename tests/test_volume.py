@@ -50,6 +50,22 @@ class TestLoadVolume:
         assert np.array_equal(loaded.array, image.array)
         assert np.allclose(loaded.affine, image.affine, atol=1e-4)
 
+    @pytest.mark.parametrize("field", ["data file", "datafile", "Data File"])
+    @pytest.mark.parametrize("absolute", [True, False])
+    def test_a_header_cannot_name_another_file(
+        self, tmp_path: Path, array: np.ndarray, field: str, absolute: bool
+    ) -> None:
+        secret = tmp_path / "secret.raw"
+        secret.write_bytes(array.tobytes())
+        header = (
+            "NRRD0004\ntype: int16\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 5 6\n"
+            "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nendian: little\nencoding: raw\n"
+            f"{field}: {secret if absolute else secret.name}\n\n"
+        )
+        (tmp_path / "a.nrrd").write_text(header)
+        with pytest.raises(VolumeError, match="names another data file"):
+            load_volume(tmp_path / "a.nrrd")
+
     def test_integers_stay_and_the_rest_becomes_float32(self, tmp_path: Path, array: np.ndarray) -> None:
         assert load_volume(write_nifti(tmp_path / "a.nii", array)).array.dtype == np.int16
         assert (

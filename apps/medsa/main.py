@@ -13,10 +13,11 @@ from lib.errors import NotFoundError
 from lib.infers.answer import answer
 from lib.infers.medsa_infer import MedsaInfer
 from lib.scoring.uncertainty import ScoringTask, UncertaintyScoring
-from lib.server.parts import VERSION, build_parts
+from lib.server.parts import build_parts
 from lib.server.serve import begin_serving
 from lib.server.startup import or_exit
 from lib.trainers.medsa_trainer import MedsaTrainer
+from lib.version import VERSION
 
 log = logging.getLogger(__name__)
 

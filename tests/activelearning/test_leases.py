@@ -17,49 +17,73 @@ def leases(tmp_path: Path) -> Leases:
 
 
 def test_each_client_gets_another_case_and_keeps_it(leases: Leases) -> None:
-    assert [leases.offer(client, CASES, 0) for client in ("ann", "bob")] == ["a", "b"]
-    assert [leases.offer(client, ["c", "b", "a"], 1) for client in ("ann", "bob")] == ["a", "b"]
+    assert [leases.offer(client, lambda: CASES, 0) for client in ("ann", "bob")] == ["a", "b"]
+    assert [leases.offer(client, lambda: ["c", "b", "a"], 1) for client in ("ann", "bob")] == ["a", "b"]
 
 
 def test_none_is_left_for_a_fourth_client(leases: Leases) -> None:
-    assert [leases.offer(f"client{n}", CASES, 0) for n in range(4)] == ["a", "b", "c", None]
+    assert [leases.offer(f"client{n}", lambda: CASES, 0) for n in range(4)] == ["a", "b", "c", None]
 
 
 def test_a_lease_runs_out(leases: Leases) -> None:
-    assert leases.offer("ann", ["a"], 0) == "a"
-    assert leases.offer("bob", ["a"], 3599) is None
-    assert leases.offer("bob", ["a"], 3601) == "a"
+    assert leases.offer("ann", lambda: ["a"], 0) == "a"
+    assert leases.offer("bob", lambda: ["a"], 3599) is None
+    assert leases.offer("bob", lambda: ["a"], 3601) == "a"
 
 
 def test_asking_again_extends_the_lease(leases: Leases) -> None:
-    leases.offer("ann", ["a"], 0)
-    leases.offer("ann", ["a"], 3000)
-    assert leases.offer("bob", ["a"], 4000) is None
+    leases.offer("ann", lambda: ["a"], 0)
+    leases.offer("ann", lambda: ["a"], 3000)
+    assert leases.offer("bob", lambda: ["a"], 4000) is None
 
 
 def test_a_labelled_case_is_not_offered_again(leases: Leases) -> None:
-    leases.offer("ann", CASES, 0)
-    assert leases.offer("ann", ["b", "c"], 1) == "b"
+    leases.offer("ann", lambda: CASES, 0)
+    assert leases.offer("ann", lambda: ["b", "c"], 1) == "b"
     assert set(leases.table()) == {"b"}
 
 
+def test_a_case_labelled_while_one_waited_is_not_offered(leases: Leases) -> None:
+    unlabelled = list(CASES)
+    first_is_inside, second_asked, offered = threading.Event(), threading.Event(), []
+
+    def label_the_first() -> list[str]:
+        first_is_inside.set()
+        second_asked.wait(timeout=60)
+        unlabelled.remove("a")
+        return list(unlabelled)
+
+    def ask_second() -> None:
+        second_asked.set()
+        offered.append(leases.offer("bob", lambda: list(unlabelled), 0))
+
+    first = threading.Thread(target=lambda: leases.offer("ann", label_the_first, 0))
+    first.start()
+    assert first_is_inside.wait(timeout=60)
+    second = threading.Thread(target=ask_second)
+    second.start()
+    first.join()
+    second.join()
+    assert offered == ["c"]
+
+
 def test_release(leases: Leases) -> None:
-    leases.offer("ann", CASES, 0)
+    leases.offer("ann", lambda: CASES, 0)
     leases.release("a")
     leases.release("unknown")
-    assert leases.offer("bob", CASES, 1) == "a"
+    assert leases.offer("bob", lambda: CASES, 1) == "a"
 
 
 def test_leases_outlast_a_restart(leases: Leases, tmp_path: Path) -> None:
-    leases.offer("ann", CASES, 0)
-    assert Leases(tmp_path / "state" / "leases.json", minutes=60).offer("bob", CASES, 1) == "b"
+    leases.offer("ann", lambda: CASES, 0)
+    assert Leases(tmp_path / "state" / "leases.json", minutes=60).offer("bob", lambda: CASES, 1) == "b"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": {"client": "ann"}}'])
 def test_an_unreadable_file_ends_all_leases(leases: Leases, tmp_path: Path, content: str) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "leases.json").write_text(content)
-    assert leases.offer("bob", CASES, 0) == "a"
+    assert leases.offer("bob", lambda: CASES, 0) == "a"
     assert json.loads((tmp_path / "state" / "leases.json").read_text())["a"]["client"] == "bob"
 
 
@@ -67,7 +91,7 @@ def test_clients_that_ask_at_once_get_different_cases(leases: Leases) -> None:
     cases = [f"case{n}" for n in range(12)]
     offered: list[str | None] = []
     threads = [
-        threading.Thread(target=lambda n=n: offered.append(leases.offer(f"client{n}", cases, 0)))
+        threading.Thread(target=lambda n=n: offered.append(leases.offer(f"client{n}", lambda: cases, 0)))
         for n in range(12)
     ]
     for thread in threads:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from lib.activelearning.leases import Leases
 from lib.activelearning.strategies import strategies
@@ -54,6 +55,16 @@ def test_none_is_left(by_name: dict[str, Any], name: str) -> None:
 def test_random_offers_all_cases_in_the_end(by_name: dict[str, Any]) -> None:
     offered = {by_name["random"]({"client_id": str(n)}, Store("a", "b", "c"))["id"] for n in range(3)}
     assert offered == {"a", "b", "c"}
+
+
+def test_what_is_unlabelled_is_asked_under_the_lock(by_name: dict[str, Any], tmp_path: Path) -> None:
+    class Locked(Store):
+        def get_unlabeled_images(self) -> list[str]:
+            with pytest.raises(Timeout):
+                FileLock(tmp_path / "leases.lock").acquire(timeout=0)
+            return super().get_unlabeled_images()
+
+    assert by_name["first"]({}, Locked("a")) == {"id": "a"}
 
 
 def test_requests_without_a_client_are_one_client(by_name: dict[str, Any]) -> None:

@@ -56,6 +56,24 @@ def test_annotates_waits_for_the_training_and_keeps_the_figures(
     assert json.loads(file.read_text())["cases"] == 0
 
 
+def test_a_case_without_truth_hides_no_other(
+    make_server: Callable[..., Any], label_of: Callable[[Path, str], Path], tmp_path: Path
+) -> None:
+    server = make_server(cases=3, auto_train="false")
+    truth, file = tmp_path / "truth", tmp_path / "figures.json"
+    truth.mkdir()
+    # The case that is offered first lacks its truth, so that all others come after it.
+    answer = server.post("/activelearning/medsa", {"client_id": "first"})
+    lacking = answer.json()["id"]
+    for case in {"case0", "case1", "case2", "nrrdcase"} - {lacking}:
+        shutil.copy(label_of(server.studies, case), truth)
+    command = ["simulate", "--server", server.url, "--truth", str(truth), "--client-id", "first"]
+    assert cli.main([*command, "--clicks", "1", "--json", str(file)]) == 1
+    content = json.loads(file.read_text())
+    assert (content["cases"], content["saved"], content["errors"]) == (4, 3, 1)
+    assert [row["case_id"] for row in content["rows"] if row["error"]] == [lacking]
+
+
 def test_a_case_that_the_server_does_not_have_is_an_error_and_exit_code_1(
     server: Any, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,14 +18,21 @@ AFFINE = np.diag([-1.0, 1.25, 2.5, 1.0])
 
 @dataclass
 class FakeServer:
-    """Answers a first click with half the object, later ones with all of it. What it was sent is kept."""
+    """Answers a first click with half the object, later ones with all of it. What it was sent is kept.
+
+    `offers` are its unlabelled cases, the best first. As at the real server a client is given the case that it
+    has on lease, else the first that nobody has, and saving ends the lease; without `keeps_leases` always the first.
+    """
 
     folder: Path
     truth: dict[str, np.ndarray]
     labels: Any = field(default_factory=lambda: {"object": 1, "other": 2})
-    offers: list[str | None] = field(default_factory=list)
+    offers: list[str] = field(default_factory=list)
+    leases: dict[str, str] = field(default_factory=dict)
+    keeps_leases: bool = True
     statuses: list[dict[str, Any]] = field(default_factory=list)
     broken_cases: tuple[str, ...] = ()
+    interrupted_at: str | None = None  # a click in this case is where the annotator presses Ctrl-C
     version: int = 0
     clicks: list[dict[str, Any]] = field(default_factory=list)
     saved: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
@@ -42,11 +49,19 @@ class FakeServer:
         if path == "/medsa/status":
             return httpx.Response(200, json=self._status())
         if path.startswith("/activelearning/"):
-            offered = self.offers.pop(0) if self.offers else None
+            offered = self._offer(json.loads(request.read())["client_id"])
             return httpx.Response(200, json={"id": offered} if offered else {})
         if path == "/datastore/label":
             return self._save(request)
         return self._infer(request)
+
+    def _offer(self, client: str) -> str | None:
+        own = [case for case in self.offers if self.leases.get(case) == client]
+        free = [case for case in self.offers if not self.keeps_leases or case not in self.leases]
+        case = next(iter(own + free), None)
+        if case is not None:
+            self.leases[case] = client
+        return case
 
     def _status(self) -> dict[str, Any]:
         idle = {"training": False, "training_due": False, "last_run": None}
@@ -54,6 +69,8 @@ class FakeServer:
 
     def _infer(self, request: httpx.Request) -> httpx.Response:
         case = request.url.params["image"]
+        if case == self.interrupted_at:
+            raise KeyboardInterrupt
         if case in self.broken_cases:
             return httpx.Response(422, json={"detail": f"image {case}: cannot be read"})
         params = json.loads(fields_of(request)["params"])
@@ -68,7 +85,9 @@ class FakeServer:
         found = fields_of(request)
         path = self.folder / "saved.nii.gz"
         path.write_bytes(found["label"])
-        self.saved[request.url.params["image"]] = (json.loads(found["params"]), load_volume(path).array)
+        case = request.url.params["image"]
+        self.saved[case] = (json.loads(found["params"]), load_volume(path).array)
+        self.offers = [other for other in self.offers if other != case]
         return httpx.Response(200, json={"label": "saved"})
 
 

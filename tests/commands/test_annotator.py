@@ -7,7 +7,16 @@ import httpx
 import numpy as np
 import pytest
 
-from lib.commands.annotator import POLL_S, QUEUE_PATIENCE_S, Annotator, CaseRow, ObjectRow, Plan, summarise
+from lib.commands.annotator import (
+    NO_CASE,
+    POLL_S,
+    QUEUE_PATIENCE_S,
+    Annotator,
+    CaseRow,
+    ObjectRow,
+    Plan,
+    summarise,
+)
 from lib.commands.client import MedsaClient
 from lib.errors import InputError, NotFoundError
 
@@ -98,30 +107,33 @@ def test_merged_labels_are_clicked_and_saved_as_one(
 def test_a_failed_request_is_counted_and_the_next_case_goes_on(
     http: httpx.Client, server: Any, truth_files: dict[str, Path], watcher: Watcher
 ) -> None:
-    server.offers, server.broken_cases = ["case0", "case1"], ("case0",)
-    broken, good = annotator(http, truth_files, watcher, Plan(clicks=1)).run()
-    assert broken.error is not None
-    assert "422" in broken.error
-    assert not broken.saved
-    assert good.saved
+    server.offers, server.broken_cases = ["case0", "case1", "case2"], ("case0", "case2")
+    rows = annotator(http, truth_files, watcher, Plan(clicks=1)).run()
+    assert [(row.case_id, row.saved) for row in rows] == [("case0", False), ("case1", True), ("case2", False)]
+    assert "422" in (rows[0].error or "")
+    assert summarise(rows, 1, [])["errors"] == 2
+    assert server.leases["case0"] == "me"  # left with the id under which it failed
 
 
-def test_a_case_that_comes_back_ends_the_run(
+def test_a_server_that_offers_the_same_case_to_everyone_ends_the_run(
     http: httpx.Client, server: Any, truth_files: dict[str, Path], watcher: Watcher
 ) -> None:
-    server.offers, server.broken_cases = ["case0", "case0", "case0"], ("case0",)
+    server.offers, server.broken_cases, server.keeps_leases = ["case0", "case1"], ("case0",), False
     rows = annotator(http, truth_files, watcher, Plan(clicks=1)).run()
-    assert len(rows) == 2
-    assert rows[1].error == "case case0 is offered a second time"
+    assert [row.case_id for row in rows] == ["case0", NO_CASE]
+    assert rows[1].error == "case case0 is offered again and again"
+    summary = summarise(rows, 1, [])
+    assert (summary["cases"], summary["errors"]) == (1, 2)
 
 
 def test_a_case_without_truth_is_an_error(
     http: httpx.Client, server: Any, truth_files: dict[str, Path], watcher: Watcher
 ) -> None:
-    server.offers = ["stranger"]
-    (row,) = annotator(http, truth_files, watcher, Plan(clicks=1)).run()
+    server.offers = ["stranger", "case1"]
+    row, good = annotator(http, truth_files, watcher, Plan(clicks=1)).run()
     assert row.error is not None
     assert "'stranger'" in row.error
+    assert good.saved
 
 
 def test_waits_while_a_training_is_due_or_runs(

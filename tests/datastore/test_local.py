@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from lib.datastore import history, local
 from lib.datastore.local import MedsaDatastore
 from lib.errors import InputError, LabelError, NotFoundError, VolumeError
 from lib.volume import Volume, load_volume, save_mask
@@ -82,6 +83,75 @@ def test_a_label_file_put_there_by_hand_is_kept_before_it_is_replaced(studies: P
     kept = studies / ".medsa" / "history" / "a" / "0001.nrrd"
     assert kept.read_bytes() == by_hand
     assert [record["author"] for record in store.history.versions("a")] == ["found on disk", "unknown"]
+
+
+def kept_bytes(studies: Path, image_id: str) -> set[bytes]:
+    files = (studies / ".medsa" / "history" / image_id).iterdir()
+    return {path.read_bytes() for path in files if path.suffix != ".json"}
+
+
+def test_a_label_file_that_is_not_registered_yet_is_kept_before_it_is_replaced(
+    studies: Path, tmp_path: Path
+) -> None:
+    store = opened(studies)
+    by_hand = write_label(studies / "labels" / "final" / "a.nii.gz", 4).read_bytes()
+    store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    assert by_hand in kept_bytes(studies, "a")
+    assert [record["author"] for record in store.history.versions("a")] == ["found on disk", "unknown"]
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_of_several_label_files_of_one_image_all_are_kept(
+    studies: Path, tmp_path: Path, remove: bool
+) -> None:
+    folder = studies / "labels" / "final"
+    folder.mkdir(parents=True)
+    by_hand = {write_label(folder / "a.nrrd", 4).read_bytes()}
+    write_image(folder, "a.nii")
+    by_hand.add((folder / "a.nii").read_bytes())
+    store = opened(studies)
+    if remove:
+        store.remove_label("a", "final")
+        assert store.get_labeled_images() == []
+        assert list(folder.iterdir()) == []
+    else:
+        store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+        assert [path.name for path in folder.iterdir()] == ["a.nii.gz"]
+    assert by_hand <= kept_bytes(studies, "a")
+    count = len(store.history.versions("a"))
+    assert count == (2 if remove else 3)
+
+
+def test_names_are_on_the_disk_before_a_save_ends(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[Path, bool]] = []
+
+    def note(path: Path) -> None:
+        flushed.append((path, any(entry.name == "0001.json" for entry in path.iterdir())))
+
+    store = opened(studies)
+    monkeypatch.setattr(history, "flush", note)
+    monkeypatch.setattr(local, "flush", note)
+    store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    # The version's file before the record that names it.
+    assert (studies / ".medsa" / "history" / "a", False) in flushed
+    assert studies / "labels" / "final" in [path for path, _ in flushed]
+
+
+def test_a_save_that_fails_leaves_nothing_half_done(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(studies)
+
+    def fail(*arguments: object) -> int:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(store.history, "commit", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    assert list((studies / ".medsa" / "history" / "a").iterdir()) == []
+    assert list((studies / "labels" / "final").iterdir()) == []
 
 
 def test_the_current_label_does_not_share_its_bytes_with_the_history(studies: Path, tmp_path: Path) -> None:

@@ -9,14 +9,33 @@ from lib.datastore.names import check_image_id, check_tag
 from lib.errors import InputError
 
 
-@pytest.mark.parametrize("image_id", ["case0", "SC-HF-I-01_ED", "1.2.840.113619", "Fall 7 (links)", "größe"])
+@pytest.mark.parametrize(
+    "image_id", ["case0", "SC-HF-I-01_ED", "1.2.840.113619", "Fall 7 (links)", "größe", "ü" * 100]
+)
 def test_plain_names_pass(image_id: str) -> None:
     assert check_image_id(image_id) == image_id
 
 
 @pytest.mark.parametrize(
     "image_id",
-    ["", ".", "..", "a/b", "a\\b", "../x", "a..b", ".hidden", "a\nb", "a\0b", " a", "x" * 201, None, 7],
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        "../x",
+        "a..b",
+        ".hidden",
+        "a\nb",
+        "a\0b",
+        " a",
+        "x" * 201,
+        "ü" * 101,
+        "\ud800",
+        None,
+        7,
+    ],
 )
 def test_what_could_leave_the_folder_is_refused(image_id: object) -> None:
     with pytest.raises(InputError, match="image"):

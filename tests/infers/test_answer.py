@@ -6,27 +6,17 @@ from typing import Any
 
 import pytest
 
-from lib.errors import InputError, LabelError, NotFoundError
+from lib.errors import InputError, NotFoundError
 from lib.infers.answer import answer
 
 
 class Store:
-    """A datastore with the one image `a`; it notes what is saved."""
-
-    def __init__(self) -> None:
-        self.saved: list[tuple[Any, ...]] = []
-        self.refuse = False
+    """A datastore with the one image `a`."""
 
     def image_path(self, image_id: object) -> Path:
         if image_id != "a":
             raise NotFoundError("image", image_id, "a")
         return Path("/studies/a.nii.gz")
-
-    def save_label(self, *arguments: Any) -> str:
-        if self.refuse:
-            raise LabelError("refused")
-        self.saved.append(arguments)
-        return str(arguments[0])
 
 
 @pytest.fixture
@@ -58,23 +48,9 @@ def test_an_unknown_model_is_named(tasks: dict[str, Any], model: object) -> None
         answer(tasks, Store(), {"model": model, "image": "a"})
 
 
-def test_a_mask_is_saved_under_the_label_it_was_asked_for(tasks: dict[str, Any]) -> None:
-    store = Store()
-    request = {"model": "medsa", "image": "a", "save_label": True, "label": "object"}
-    assert answer(tasks, store, request)["label"] == "a"
-    ((image_id, _, tag, info),) = store.saved
-    assert (image_id, tag, info["label_info"]) == ("a", "original", [{"name": "object", "idx": 1}])
-
-
-def test_a_mask_of_no_label_is_not_saved(tasks: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="label"):
-        answer(tasks, Store(), {"model": "medsa", "image": "a", "save_label": True})
+@pytest.mark.parametrize("image", ["a", Path("/tmp/upload.nii.gz")])
+def test_an_inference_saves_no_label(tasks: dict[str, Any], tmp_path: Path, image: object) -> None:
+    with pytest.raises(InputError, match="save_label: True is not accepted; allowed: false; save with PUT"):
+        answer(tasks, Store(), {"model": "medsa", "image": image, "save_label": True, "label": "object"})
     assert not (tmp_path / "mask.nii.gz").exists()
-
-
-def test_a_mask_that_cannot_be_saved_leaves_no_file(tasks: dict[str, Any], tmp_path: Path) -> None:
-    store = Store()
-    store.refuse = True
-    with pytest.raises(LabelError):
-        answer(tasks, store, {"model": "medsa", "image": "a", "save_label": True, "label": "object"})
-    assert not (tmp_path / "mask.nii.gz").exists()
+    assert answer(tasks, Store(), {"model": "medsa", "image": image, "save_label": False})["file"]

@@ -43,6 +43,8 @@ def _edit(folder: Path, **changes: object) -> None:
     ("damage", "text"),
     [
         (lambda folder: _edit(folder, base_sha256="b" * 64), "made for base tiny"),
+        (lambda folder: _edit(folder, base_sha256="b" * 64), r"--conf state DIR\) or .* cli\.py rollback 0"),
+        (lambda folder: _edit(folder, labels={"liver": 1}), r"--conf state DIR\) or .* cli\.py rollback 0"),
         (lambda folder: _edit(folder, labels={"liver": 1}), "liver"),
         (lambda folder: _edit(folder, labels={"object": 2}), "made for labels"),
         (lambda folder: _edit(folder, format_version=2), "format 2"),

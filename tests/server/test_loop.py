@@ -11,6 +11,7 @@ IDLE = Situation(
     scoring=False,
     auto_train=True,
     train_after=5,
+    labelled=9,
     pending=0,
     may_start=True,
     unscored=(),
@@ -45,3 +46,9 @@ def test_due_says_what_will_be_started() -> None:
     assert training_is_due(replace(IDLE, pending=5))
     assert not training_is_due(replace(IDLE, pending=4))
     assert not training_is_due(replace(IDLE, pending=5, may_start=False))
+
+
+def test_one_label_alone_starts_nothing() -> None:
+    one = replace(IDLE, train_after=1, pending=1, labelled=1)
+    assert next_action(one) is None
+    assert next_action(replace(one, labelled=2)) == "train"

@@ -1,12 +1,18 @@
 """The app's parts, built from settings."""
 
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from lib.errors import SettingsError
+from lib.model.adapter_io import AdapterConfig
+from lib.model.catalog import BaseCatalog, BaseRequest
 from lib.server import parts as parts_module
 from lib.server.parts import build_parts, describe_base
+from lib.trainers.children import SERVER_BASE
 
 APP = Path(parts_module.__file__).resolve().parents[2]
 
@@ -29,6 +35,62 @@ def test_the_state_lies_in_the_app_unless_told_otherwise(tmp_path: Path) -> None
         build_parts(APP, str(tmp_path), {"state": str(tmp_path / "s")}).scores_file
         == tmp_path / "s" / "scores.json"
     )
+
+
+def release(state: Path, version: int, base: str | None) -> None:
+    folder = state / "releases" / f"v{version:04d}"
+    folder.mkdir(parents=True)
+    config = AdapterConfig(str(base), "0", {}, {}, {}, "")
+    (folder / "adapter_config.json").write_text("{" if base is None else json.dumps(asdict(config)))
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], BaseRequest]:
+    """What is asked of the catalogue when the model is built with this `base`."""
+
+    def choose(base: str) -> BaseRequest:
+        asked: list[BaseRequest] = []
+        monkeypatch.setattr(BaseCatalog, "choose", lambda self, request: asked.append(request))
+        monkeypatch.setattr(parts_module, "build_model", lambda choice, labels: None)
+        build_parts(APP, str(tmp_path), {"state": str(tmp_path / "s"), "base": base}).build_model()
+        return asked[0]
+
+    monkeypatch.delenv(SERVER_BASE, raising=False)
+    return choose
+
+
+@pytest.mark.parametrize(
+    ("pointer", "base"),
+    [
+        ('{"version": 1}', "vit_t"),
+        ('{"version": 0}', "vit_b"),  # rolled back to the base alone
+        ('{"version": 3}', "vit_b"),  # damaged
+        ('{"version": 9}', "vit_b"),  # gone
+        ("{", "vit_b"),
+        (None, "vit_b"),
+    ],
+)
+def test_auto_stays_with_the_base_of_what_was_published(
+    chosen: Callable[[str], BaseRequest], tmp_path: Path, pointer: str | None, base: str
+) -> None:
+    for version, name in enumerate(("vit_t", "vit_b", None, "unknown"), start=1):
+        release(tmp_path / "s", version, name)
+    if pointer is not None:
+        (tmp_path / "s" / "champion.json").write_text(pointer)
+    assert chosen("auto").published_on == base
+
+
+def test_nothing_was_published(chosen: Callable[[str], BaseRequest]) -> None:
+    assert chosen("auto") == BaseRequest(has_gpu=chosen("auto").has_gpu)
+
+
+def test_children_use_the_base_that_the_server_chose(
+    chosen: Callable[[str], BaseRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SERVER_BASE, "vit_t")
+    assert chosen("auto").base == "vit_t"
+    monkeypatch.setenv(SERVER_BASE, "no such base")
+    assert chosen("auto").base == "auto"
 
 
 @pytest.mark.parametrize("studies", ["http://pacs/dicom-web", "https://pacs/dicom-web"])

@@ -8,6 +8,7 @@ import pytest
 from lib.server import parts as parts_module
 from lib.server.parts import Parts, build_parts
 from lib.server.queue_view import QueueView
+from lib.training.releases import Releases
 
 APP = Path(parts_module.__file__).resolve().parents[2]
 
@@ -60,6 +61,26 @@ def test_a_failed_run_leaves_the_queue(parts: Parts, store: Any) -> None:
     queue = QueueView(parts, store)
     parts.releases.record({"decision": "failed", "label_digests": queue.pending()})
     assert set(queue.pending()) == {"a"}
+
+
+def test_the_records_are_parsed_again_only_when_there_are_more(
+    parts: Parts, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    records = Releases.records
+    monkeypatch.setattr(Releases, "records", lambda self: reads.append(1) or records(self))
+    queue = QueueView(parts, store)
+    for expected in ([], [1], [1, 2]):
+        for _ in range(3):
+            queue.pending()
+            assert [record["number"] for record in queue.records()] == expected
+        parts.releases.record({"decision": "failed", "number": len(expected) + 1})
+    assert len(reads) == 3
+
+
+def test_labelled_images_are_counted(parts: Parts, store: Any) -> None:
+    (store.folder / "a").write_bytes(b"1")
+    assert QueueView(parts, store).labelled() == 1
 
 
 def test_a_label_that_vanishes_is_no_error(parts: Parts, store: Any) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, FastAPI, UploadFile
 from monailabel.endpoints.user.auth import DEFAULT_USER
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from starlette.testclient import TestClient
 
-from lib.errors import InputError, LabelError, NotFoundError, TrainingError
+from lib.errors import CheckpointError, InputError, LabelError, NotFoundError, TrainingError
 from lib.server.routing import AnyUser, MedsaRoute, author, json_object, received, received_label
 
 ERRORS = {
@@ -18,7 +19,9 @@ ERRORS = {
     "input": InputError("image", "x", "a"),
     "label": LabelError("does not fit"),
     "training": TrainingError("no labels"),
-    "bug": ZeroDivisionError("inside the model"),
+    "bug": ZeroDivisionError("inside /secret/path"),
+    "base": CheckpointError("checkpoint /secret/path: no such file"),
+    "monailabel": MONAILabelException(MONAILabelError.APP_ERROR, "no /secret/path"),
 }
 
 
@@ -44,12 +47,17 @@ def client() -> TestClient:
         ("input", 422, "image: 'x' is not accepted; allowed: a"),
         ("label", 422, "does not fit"),
         ("training", 409, "no labels"),
-        ("bug", 500, "internal error: ZeroDivisionError: inside the model"),
+        ("bug", 500, "internal error: ZeroDivisionError; the server's log has the rest"),
+        ("base", 500, "internal error: CheckpointError; the server's log has the rest"),
+        ("monailabel", 500, "internal error: MONAILabelException; the server's log has the rest"),
     ],
 )
-def test_an_error_becomes_an_answer(client: TestClient, name: str, status: int, said: str) -> None:
+def test_an_error_becomes_an_answer(
+    client: TestClient, caplog: pytest.LogCaptureFixture, name: str, status: int, said: str
+) -> None:
     answer = client.get(f"/{name}")
     assert (answer.status_code, answer.json()) == (status, {"detail": said})
+    assert ("/secret/path" in caplog.text) == (status == 500)
 
 
 def test_the_rest_is_fastapis_own(client: TestClient) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lib.trainers import children
 
 APP = Path(children.__file__).resolve().parents[2]
@@ -44,6 +46,15 @@ def test_a_child_of_the_server_goes_on() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_the_base_is_the_servers_once_it_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (children.SERVER_PID, children.SERVER_BASE, "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "inherited from who knows where")
+    children.announce_server()
+    assert children.announced_base() is None
+    children.announce_base("vit_t")
+    assert children.announced_base() == "vit_t"
 
 
 def test_the_server_itself_is_left_as_it_is() -> None:

@@ -1,8 +1,13 @@
 """The trainer that MONAI Label calls."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lib.errors import TrainingError
 from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases
@@ -50,6 +55,39 @@ def test_a_run_that_cannot_start_fails(tmp_path: Path) -> None:
         MedsaTrainer(run, tmp_path)({}, Store())
 
 
+HOLDER = """
+import sys, filelock
+with filelock.FileLock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(lock: Path) -> Iterator[None]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            holder.kill()
+
+
+@pytest.mark.parametrize("lock_file_is_left", [True, False])
+def test_a_killed_training_is_not_under_way(tmp_path: Path, lock_file_is_left: bool) -> None:
+    trainer = MedsaTrainer(lambda files: RunRecord("refused", (), "now", 0), tmp_path)
+    write_json(tmp_path / "progress.json", {"epoch": 40, "total_time": "0:01:00", "running": True})
+    if lock_file_is_left:
+        with held_elsewhere(tmp_path / "training.lock"):
+            pass
+    assert trainer.stats() == {"epoch": 40, "total_time": "0:01:00", "running": False}
+    # Having looked is no reason why the next run could not start.
+    FileLock(tmp_path / "training.lock").acquire(timeout=0).lock.release()
+
+
 def test_stats_are_what_viewers_can_read(tmp_path: Path) -> None:
     trainer = MedsaTrainer(lambda files: RunRecord("refused", (), "now", 0), tmp_path)
     assert trainer.stats() == {}
@@ -61,6 +99,7 @@ def test_stats_are_what_viewers_can_read(tmp_path: Path) -> None:
         "running": True,
     }
     write_json(tmp_path / "progress.json", progress)
-    assert trainer.stats() == {"epoch": 40, "total_epochs": 100, "running": True}
+    with held_elsewhere(tmp_path / "training.lock"):
+        assert trainer.stats() == {"epoch": 40, "total_epochs": 100, "running": True}
     write_json(tmp_path / "progress.json", {**progress, "best_metric": 0.5, "running": False})
     assert (trainer.stats()["best_metric"], trainer.stats()["total_time"]) == (0.5, "0:01:00")

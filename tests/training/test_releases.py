@@ -130,6 +130,41 @@ def test_a_champion_without_its_folder_is_an_error(releases, tmp_path):
         releases.champion()
 
 
+@pytest.fixture
+def without_its_last_line(releases, tmp_path):
+    """Two versions and a refusal between; the record of the second never reached runs.jsonl."""
+    releases.publish(writer("one"), {"decision": "published", "trained": ["a"]})
+    releases.record({"decision": "refused"})
+    releases.publish(writer("two"), {"decision": "published", "trained": ["b"]})
+    path = tmp_path / "state" / "runs.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    return path
+
+
+def test_a_serving_version_has_its_record_though_a_kill_kept_it_from_the_file(
+    releases, without_its_last_line
+):
+    second = {"decision": "published", "trained": ["b"], "version": 2}
+    assert [record["decision"] for record in releases.records()] == ["published", "refused", "published"]
+    assert releases.records()[-1] == second
+    releases.record({"decision": "failed"})
+    assert releases.records()[2:] == [second, {"decision": "failed"}]
+    assert len(without_its_last_line.read_text().splitlines()) == 4
+
+
+def test_a_kept_record_is_appended_before_the_pointer_moves_on(releases, without_its_last_line):
+    releases.rollback(1, "today")
+    assert [record.get("version") for record in releases.records()] == [1, None, 2, 1]
+    releases.rollback(2, "tomorrow")
+    assert [record.get("version") for record in releases.records()] == [1, None, 2, 1, 2]
+
+
+def test_the_adapter_folder_does_not_hold_the_record_with_its_case_ids(releases):
+    release = releases.publish(writer("one"), {"trained": ["a"]})
+    assert [path.name for path in release.folder.iterdir()] == ["adapter_model.safetensors"]
+
+
 def publish_endlessly(state, ready):
     def write(folder):
         for index in range(4):
@@ -160,7 +195,10 @@ def test_a_kill_at_any_moment_of_publishing_leaves_a_loadable_champion(tmp_path)
             assert (state / "releases" / f"v{version:04d}" / "complete").is_file()
         champion = releases.champion()
         assert champion is None or (champion.folder / "complete").is_file()
+        recorded = [record["version"] for record in releases.records()]
+        assert recorded.count(releases.champion_version()) == (champion is not None)
+        assert len(recorded) == len(set(recorded))
     release = releases.publish(writer("next"), {"decision": "published"})
     assert releases.champion() == release
     assert releases.records()[-1]["version"] == release.version
-    assert list((state / "releases").glob(".tmp-*")) == []
+    assert list((state / "releases").glob(".*")) == []

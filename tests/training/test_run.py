@@ -115,11 +115,12 @@ def test_a_whole_run_trains_publishes_and_records(go, files, releases, tiny_mode
 
 
 def test_a_worse_candidate_is_refused_and_its_labels_count_as_used(go, files, releases, scripted):
-    scripted(0.8, 0.7)
+    scripted(0.8, 0.7, 0.75)
     record = go(files)
     assert record.decision == "refused"
     assert record.version is None
     assert "object: Dice 0.8000 -> 0.7000" in record.reasons[0]
+    assert "half way to it: object: Dice 0.8000 -> 0.7500" in record.reasons[1]
     assert releases.champion() is None
     digests = {file.case_id: label_digest(file.label) for file in files}
     assert pending_labels(digests, releases.records()) == []
@@ -133,8 +134,27 @@ def test_the_second_run_starts_from_the_published_adapter(go, files, releases, s
     assert releases.champion_version() == 2
 
 
+def test_half_way_is_published_where_the_whole_way_is_refused(go, files, releases, monkeypatch, tiny_model):
+    dice, states = iter((0.5, 0.4, 0.6)), []
+
+    def validate(model, cases, view):
+        states.append(model.adapter_state())
+        value = next(dice)
+        return [ObjectScore(case.case_id, "object", (value, value), 0.5) for case in cases]
+
+    monkeypatch.setattr(run, "validate", validate)
+    record = go(files, settings(steps=3))
+    assert (record.decision, record.half_way) == ("published", True)
+    load_adapter(releases.champion().folder, tiny_model, SHA, {"object": 1})
+    serving, trained, _ = states
+    key = "decoder.0.mlp.up.weight"
+    assert not torch.equal(trained[key], serving[key])
+    assert torch.equal(tiny_model.adapter_state()[key], (trained[key] + serving[key]) / 2)
+    assert "mean of the weights" in (releases.champion().folder / "README.md").read_text()
+
+
 def test_nan_is_refused(go, files, releases, scripted):
-    scripted(0.5, float("nan"))
+    scripted(0.5, float("nan"), float("nan"))
     assert go(files).decision == "refused"
     assert releases.champion() is None
 
@@ -328,7 +348,7 @@ def test_stray_folders_of_a_killed_run_are_removed_even_when_nothing_is_publishe
     stray = tmp_path / "state" / "releases" / ".tmp-dead"
     stray.mkdir(parents=True)
     (stray / "half").write_text("x")
-    scripted(0.6, 0.5)
+    scripted(0.6, 0.5, 0.5)
     go(files)
     assert not stray.exists()
 

@@ -7,7 +7,6 @@ import torch
 from lib.transforms.geometry import (
     PlaneGeometry,
     in_plane_axes,
-    join_point,
     plane_geometry,
     put_planes,
     slice_axis,
@@ -86,7 +85,6 @@ class TestPlanes:
         array[2, 3, 1] = 1
         index, (u, v) = split_point((2, 3, 1), axis)
         assert take_planes(array, axis, [index])[0, u, v] == 1
-        assert join_point(index, (u, v), axis) == (2, 3, 1)
 
     def test_only_the_named_slices_are_written(self) -> None:
         target = np.zeros((2, 2, 4))

@@ -113,7 +113,7 @@ class TrainingSettings(_Settings):
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     batch_slices: PositiveInt = 8
-    prompts_per_slice: PositiveInt = 2
+    prompts_per_slice: PositiveInt = 4
     seed: int = Field(default=0, ge=0)
     gate_margin: float = Field(default=0.0, ge=0)
 

@@ -144,7 +144,9 @@ def _refuse_detached(path: Path) -> None:
     with path.open("rb") as stream:
         header = nrrd.read_header(stream)
     if any("".join(field.lower().split()) == "datafile" for field in header):
-        raise VolumeError(f"image {path.name}: its header names another data file; allowed: voxels after the header")
+        raise VolumeError(
+            f"image {path.name}: its header names another data file; allowed: voxels after the header"
+        )
 
 
 def _to_ras(affine: NDArray[np.float64], space: str, path: Path) -> NDArray[np.float64]:

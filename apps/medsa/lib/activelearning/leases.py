@@ -6,7 +6,7 @@ guarded by the file lock `leases.lock` beside it. It is read and written whole, 
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -32,16 +32,19 @@ class Leases:
         self._seconds = minutes * 60
         self._lock_path = path.with_suffix(".lock")
 
-    def offer(self, client: str, ranked: Sequence[str], now: float) -> str | None:
-        """The case that `client` has already, else the first of `ranked` that nobody has, else None.
+    def offer(self, client: str, rank: Callable[[], Sequence[str]], now: float) -> str | None:
+        """The case that `client` has already, else the first of `rank()` that nobody has, else None.
 
-        `ranked` are all unlabelled cases: leases of other cases end here.
+        `rank()` gives all cases that are unlabelled now: leases of other cases end here. It is called under the
+        lock, since a case that was labelled while one waited for the lock must not be offered.
         """
         with self._lock():
+            ranked = rank()
+            unlabelled = set(ranked)
             table = {
                 case: lease
                 for case, lease in self._read().items()
-                if lease["until"] > now and case in set(ranked)
+                if lease["until"] > now and case in unlabelled
             }
             own = [case for case, lease in table.items() if lease["client"] == client]
             case = own[0] if own else next((case for case in ranked if case not in table), None)

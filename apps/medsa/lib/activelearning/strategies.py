@@ -33,7 +33,11 @@ class LeasedStrategy(Strategy):
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """{"id": image id}, or {} when no case is left for this client."""
         client = str(request.get("client_id") or ANONYMOUS)
-        case = self._leases.offer(client, self._rank(datastore.get_unlabeled_images()), self._now())
+
+        def rank() -> list[str]:
+            return self._rank(datastore.get_unlabeled_images())
+
+        case = self._leases.offer(client, rank, self._now())
         return {} if case is None else {"id": case}
 
 

@@ -25,6 +25,7 @@ from lib.volume import save_mask
 
 POLL_S = 1.0
 QUEUE_PATIENCE_S = 120.0  # how long a queued training may take to start
+NO_CASE = "-"  # stands in the row of a request that gave no case
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class ObjectRow:
 
 @dataclass
 class CaseRow:
-    """One case. `version` is the adapter version that answered last, `error` what went wrong, if anything."""
+    """One case, or with NO_CASE a request for one that failed.
+
+    `version` is the adapter version that answered last, `error` what went wrong, if anything.
+    """
 
     case_id: str
     objects: list[ObjectRow] = field(default_factory=list)
@@ -79,6 +83,7 @@ class Annotator:
             raise InputError("clicks", plan.clicks, "at least 1")
         self._client, self._truth_files, self._plan = client, truth_files, plan
         self._report, self._sleep = report, sleep
+        self._own_name, self._names = client.client_id, 1
         self._labels = client.labels(plan.model)
         self._check_label_names()
         self.rows: list[CaseRow] = []
@@ -115,14 +120,31 @@ class Annotator:
 
     def _next_case(self) -> str | None:
         try:
-            offered = self._client.next_case(self._plan.strategy)
-            # A case that failed stays unlabelled, so that it may be offered for ever.
-            if offered is not None and any(row.case_id == offered for row in self.rows):
-                raise MedsaError(f"case {offered} is offered a second time")
+            return self._new_case()
         except MedsaError as error:
-            self.rows.append(CaseRow("-", error=str(error)))
+            self.rows.append(CaseRow(NO_CASE, error=str(error)))
             return None
+
+    def _new_case(self) -> str | None:
+        """A case that was not worked on yet, None when no other is left.
+
+        A case that failed stays unlabelled, so that the server goes on offering it to the one who has it. It is
+        left with that client id, and the next case asked for under another.
+        """
+        seen = {row.case_id for row in self.rows}
+        offered = self._client.next_case(self._plan.strategy)
+        for _ in range(len(seen)):
+            if offered not in seen:
+                break
+            self._take_another_name()
+            offered = self._client.next_case(self._plan.strategy)
+        if offered in seen:
+            raise MedsaError(f"case {offered} is offered again and again")
         return offered
+
+    def _take_another_name(self) -> None:
+        self._names += 1
+        self._client = self._client.under(f"{self._own_name}-{self._names}")
 
     def _work_on(self, row: CaseRow) -> None:
         truth = self._truth(row.case_id)
@@ -204,7 +226,7 @@ def summarise(rows: Sequence[CaseRow], clicks: int, trainings: Sequence[Mapping[
     """All that the JSON file and the closing lines say."""
     seconds = [value for row in rows for row_object in row.objects for value in row_object.seconds]
     return {
-        "cases": len(rows),
+        "cases": sum(row.case_id != NO_CASE for row in rows),
         "saved": sum(row.saved for row in rows),
         "errors": sum(row.error is not None for row in rows),
         "trainings": [dict(run) for run in trainings],

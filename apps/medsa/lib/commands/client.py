@@ -34,8 +34,12 @@ class MedsaClient:
 
     def __init__(self, http: httpx.Client, client_id: str, clock: Callable[[], float] = time.perf_counter):
         self._http = http
-        self._client_id = client_id
+        self.client_id = client_id
         self._clock = clock
+
+    def under(self, client_id: str) -> "MedsaClient":
+        """The same connection for another client id, to whom no case is on lease yet."""
+        return MedsaClient(self._http, client_id, self._clock)
 
     def labels(self, model: str) -> dict[str, int]:
         """Names and values of the labels that `model` answers."""
@@ -50,7 +54,7 @@ class MedsaClient:
     def next_case(self, strategy: str) -> str | None:
         """The id of the case that is offered; None when none is left."""
         offered = _json(
-            self._request("POST", f"/activelearning/{strategy}", json={"client_id": self._client_id})
+            self._request("POST", f"/activelearning/{strategy}", json={"client_id": self.client_id})
         )
         return str(offered["id"]) if offered else None
 
@@ -60,7 +64,7 @@ class MedsaClient:
             "label": prompts.label,
             "foreground": [list(point) for point in prompts.positive_ijk],
             "background": [list(point) for point in prompts.negative_ijk],
-            "client_id": self._client_id,
+            "client_id": self.client_id,
             "result_extension": ".nrrd",
             "result_dtype": "uint8",
         }
@@ -80,7 +84,7 @@ class MedsaClient:
                 "PUT",
                 "/datastore/label",
                 params={"image": case_id},
-                files=[_field("params", {**params, "client_id": self._client_id}), upload],
+                files=[_field("params", {**params, "client_id": self.client_id}), upload],
             )
 
     def status(self) -> dict[str, Any]:
@@ -90,7 +94,8 @@ class MedsaClient:
     def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, timeout=TIMEOUT, **arguments)
-        except httpx.HTTPError as error:
+        # A host name that cannot be encoded is a UnicodeError.
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise MedsaError(f"{method} {path}: {str(error) or type(error).__name__}") from error
         if not response.is_success:
             text = " ".join(response.text.split())[:300]

@@ -9,11 +9,15 @@ from lib.bases import catalog
 from lib.pretraining.loop import PretrainConfig, Progress, pretrain
 from lib.settings import load_settings
 
+OUT = Path("runs/vit_t")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, whose defaults are the recipe of the shipped weights."""
     recipe = PretrainConfig()
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the weights")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help=f"folder for the checkpoint and the weights (default {OUT})"
+    )
     parser.add_argument("--steps", type=int, default=recipe.steps, help=f"in all (default {recipe.steps})")
     parser.add_argument(
         "--decay-steps",

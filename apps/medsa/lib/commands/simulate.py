@@ -12,6 +12,7 @@ from lib.commands.client import MedsaClient
 from lib.commands.live_table import LiveTable
 from lib.commands.shared_arguments import add_truth_arguments, read_case_ids, write_json
 from lib.commands.truth import find_cases
+from lib.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +42,19 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
         strategy=arguments.strategy,
     )
     client_id = arguments.client_id or f"simulated-{uuid.uuid4().hex[:8]}"
-    with httpx.Client(base_url=arguments.server) as http, LiveTable(Console(), plan.clicks) as table:
+    with _connection(arguments.server) as http, LiveTable(Console(), plan.clicks) as table:
         annotator = Annotator(MedsaClient(http, client_id), find_cases(arguments.truth), plan, table.show)
-        annotator.run()
-    summary = summarise(annotator.rows, plan.clicks, annotator.trainings)
+        try:
+            annotator.run()
+        finally:  # also after Ctrl-C: what was measured is kept
+            summary = summarise(annotator.rows, plan.clicks, annotator.trainings)
+            write_json(arguments.json, summary)
     table.finish(annotator.rows, summary)
-    write_json(arguments.json, summary)
     return 1 if summary["errors"] else 0
+
+
+def _connection(server: str) -> httpx.Client:
+    try:
+        return httpx.Client(base_url=server)
+    except httpx.InvalidURL as error:
+        raise InputError("server", server, f"an address like http://127.0.0.1:8000 ({error})") from error

@@ -27,7 +27,8 @@ def train_on_folder(parts: Parts, studies: Path) -> RunRecord:
     """One training run, gate and publishing included; raises NotFoundError or TrainingError."""
     if not studies.is_dir():
         raise NotFoundError("studies", str(studies), "a folder of studies")
-    store = MedsaDatastore(str(studies), parts.settings.task.labels, parts.serving_version, read_only=True)
+    # Not read_only: that would leave out files that were put into the folder since a server last ran on it.
+    store = MedsaDatastore(str(studies), parts.settings.task.labels, parts.serving_version)
     return parts.train(labelled_cases(store))
 
 

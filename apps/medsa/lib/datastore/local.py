@@ -200,13 +200,13 @@ class MedsaDatastore(LocalDatastore):
         The caller holds both locks.
         """
         for path in self._label_files(image_id, tag):
+            if self.history.holds(image_id, label_digest(path)):
+                continue
             _, suffix = self._to_id(path.name)
             kept = copy_beside(path, self.history.stage(image_id, suffix))
             try:
-                digest = label_digest(kept)
-                if not self.history.holds(image_id, digest):
-                    record = self._record(tag, digest, {"user": "found on disk"})
-                    self.history.commit(image_id, kept, suffix, record)
+                record = self._record(tag, label_digest(kept), {"user": "found on disk"})
+                self.history.commit(image_id, kept, suffix, record)
             finally:
                 kept.unlink(missing_ok=True)
 

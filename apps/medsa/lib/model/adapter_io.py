@@ -19,6 +19,7 @@ from lib.files import flush
 from lib.model.medsa import MedSA
 
 FORMAT_VERSION = 1
+_WAY_OUT = "use another state folder (--conf state DIR) or go back to the base with cli.py rollback 0"
 CONFIG_NAME, TENSORS_NAME, CARD_NAME = "adapter_config.json", "adapter_model.safetensors", "README.md"
 
 
@@ -73,10 +74,12 @@ def load_adapter(folder: Path, model: MedSA, base_sha256: str, labels: Mapping[s
     if config.base_sha256 != base_sha256:
         raise AdapterError(
             f"adapter {folder.name}: made for base {config.base_name} (sha256 {config.base_sha256}), "
-            f"not for {model.spec.name} (sha256 {base_sha256})"
+            f"not for {model.spec.name} (sha256 {base_sha256}); {_WAY_OUT}"
         )
     if dict(config.labels) != dict(labels):
-        raise AdapterError(f"adapter {folder.name}: made for labels {config.labels}, not for {dict(labels)}")
+        raise AdapterError(
+            f"adapter {folder.name}: made for labels {config.labels}, not for {dict(labels)}; {_WAY_OUT}"
+        )
     try:
         tensors = load_file(folder / TENSORS_NAME)
     except (SafetensorError, OSError) as error:

@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lib.errors import CheckpointError
 from lib.model.adapters import AdapterDims
 from lib.model.base import BaseSpec, load_base
 from lib.model.medsa import MedSA
 
 AUTO = "auto"
+FRESH_ADAPTER_SEED = 0
 LARGE, SMALL = "vit_b", "vit_t"  # what `auto` chooses between: with a GPU, and without one
 
 
@@ -104,4 +107,7 @@ class BaseCatalog:
 def build_model(choice: BaseChoice, labels: Sequence[str]) -> tuple[MedSA, str]:
     """The chosen base with fresh adapters, in evaluation mode, and the SHA-256 of the base's file."""
     sam, sha256 = load_base(choice.entry.spec, choice.path, choice.sha256)
-    return MedSA(sam, choice.entry.spec, choice.entry.dims, labels).eval(), sha256
+    # Only the adapters' last layers begin at zero; the others are drawn, the same for everyone who starts afresh.
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(FRESH_ADAPTER_SEED)
+        return MedSA(sam, choice.entry.spec, choice.entry.dims, labels).eval(), sha256

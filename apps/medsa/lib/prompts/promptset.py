@@ -21,8 +21,3 @@ class PromptSet:
     negative_ijk: tuple[Voxel, ...] = ()
     boxes: tuple[Box, ...] = ()
     label: str | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """True when nothing points at anything; a label alone does not."""
-        return not (self.positive_ijk or self.negative_ijk or self.boxes)

@@ -7,6 +7,7 @@ server.
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from lib.server.queue_view import QueueView
 log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 1.0
+MIN_LABELLED = 2  # one to train on, one to compare versions on
 Action = Literal["train", "score"]
 
 
@@ -27,14 +29,15 @@ Action = Literal["train", "score"]
 class Situation:
     """All that decides what to start.
 
-    `pending` counts labels; `unscored` are case ids, `tried` those of the last scoring that was started, so
-    that one that makes no headway is not started for ever.
+    `labelled` counts labels, `pending` those that no finished training has seen; `unscored` are case ids,
+    `tried` those of the last scoring that was started, so that one that makes no headway is not started for ever.
     """
 
     training: bool
     scoring: bool
     auto_train: bool
     train_after: int
+    labelled: int
     pending: int
     may_start: bool
     unscored: tuple[str, ...]
@@ -42,8 +45,9 @@ class Situation:
 
 
 def training_is_due(situation: Situation) -> bool:
-    """Whether the queue is long enough and has a start left."""
-    return situation.auto_train and situation.may_start and situation.pending >= situation.train_after
+    """Whether the queue is long enough and has a start left, and a run would find enough cases."""
+    enough = situation.pending >= situation.train_after and situation.labelled >= MIN_LABELLED
+    return enough and situation.auto_train and situation.may_start
 
 
 def next_action(situation: Situation) -> Action | None:
@@ -83,6 +87,7 @@ class Housekeeping:
             scoring=is_active("scoring"),
             auto_train=training.auto_train,
             train_after=training.train_after,
+            labelled=self._queue.labelled(),
             pending=len(pending),
             may_start=self.attempts.may_start(pending),
             unscored=self._queue.unscored(),
@@ -100,6 +105,10 @@ class Housekeeping:
             self._tried = situation.unscored
             AsyncTask.run("scoring", request={"method": "medsa"})
         return action
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """The records of all runs, oldest first; not to be changed."""
+        return self._queue.records()
 
     def note_stop(self) -> None:
         """Somebody stopped the training: it is not started again for the same labels."""
@@ -128,7 +137,7 @@ class Housekeeping:
 def status(parts: Parts, housekeeping: Housekeeping) -> dict[str, Any]:
     """The answer of GET /medsa/status but for the base."""
     situation = housekeeping.situation()
-    records = parts.releases.records()
+    records = housekeeping.records()
     return {
         "task": parts.settings.task.name,
         "pending_labels": situation.pending,

@@ -1,6 +1,6 @@
 """Everything the app is made of, built from its settings; nothing is loaded or started here."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,11 @@ from lib.infers.volumes import VolumeCache
 from lib.model.catalog import BaseChoice, build_model
 from lib.model.medsa import MedSA
 from lib.settings import Settings, load_settings
+from lib.trainers.children import announced_base
 from lib.training.cases import CaseFile
 from lib.training.record import RunRecord
-from lib.training.releases import Releases
+from lib.training.releases import Release, Releases
 from lib.training.run import run_training
-
-VERSION = "0.1.0"
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,7 @@ class Parts:
     def train(self, files: list[CaseFile]) -> RunRecord:
         """One training run on `files`; raises TrainingError when it cannot start."""
         device = torch_device(self.settings.serving)
-        return run_training(
-            self.state, files, self.settings, self.build_model, device=device, code_version=VERSION
-        )
+        return run_training(self.state, files, self.settings, self.build_model, device=device)
 
     def build_model(self) -> tuple[MedSA, str]:
         """The base with fresh adapters and the SHA-256 of its file; raises CheckpointError."""
@@ -92,15 +89,40 @@ def _serving_model(settings: Settings, app_dir: Path, releases: Releases) -> Ser
 
 
 def _choice(settings: Settings, app_dir: Path, releases: Releases) -> BaseChoice:
-    return choose_base(settings, app_dir, _published_base(releases))
+    base = announced_base()
+    if base in settings.bases:
+        # What `auto` means may have changed since the server chose: a download, a publication.
+        settings = settings.model_copy(update={"serving": settings.serving.model_copy(update={"base": base})})
+    return choose_base(settings, app_dir, _published_base(releases, settings.bases))
 
 
-def _published_base(releases: Releases) -> str | None:
+def _published_base(releases: Releases, known: Collection[str]) -> str | None:
+    """The base of the serving adapter, else of the newest one that can be read; None when none was published.
+
+    After a rollback to the base alone, or with a serving adapter that is damaged (the serving model says so), the
+    others could not be served again if `auto` now took another base.
+    """
+    for release in _champion_then_newest(releases):
+        try:
+            name = release.config.base_name
+        except AdapterError:
+            continue
+        if name in known:
+            return name
+    return None
+
+
+def _champion_then_newest(releases: Releases) -> Iterator[Release]:
     try:
         champion = releases.champion()
-        return None if champion is None else champion.config.base_name
     except AdapterError:
-        return None  # the serving model says what is wrong with it
+        champion = None
+    if champion is not None:
+        yield champion
+    for version in reversed(releases.versions()):
+        release = releases.release(version)
+        if release is not None:
+            yield release
 
 
 def describe_base(serving: ServingModel) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What waits for training and for scoring, read from disk each time; only what did not change is remembered.
 
-Shared between the housekeeping thread and the status route: the digests of unchanged files, guarded by one
-lock that is not held while a file is read. Losing a race means reading a file twice.
+Shared between the housekeeping thread and the status route: the digests and the records of unchanged
+files, guarded by one lock that is not held while a file is read. Losing a race means reading a file twice.
 """
 
 import threading
@@ -15,6 +15,8 @@ from lib.training.cases import label_digest
 from lib.training.pending import pending_labels
 
 Signature = tuple[int, int, int]
+RecordsSignature = tuple[int, int] | None
+RECORDS = "runs.jsonl"
 
 
 class QueueView:
@@ -24,6 +26,7 @@ class QueueView:
         self._parts, self._store = parts, store
         self._lock = threading.Lock()
         self._digests: dict[Path, tuple[Signature, str]] = {}
+        self._records: tuple[RecordsSignature, list[dict[str, Any]]] | None = None
 
     def pending(self) -> dict[str, str]:
         """Case id -> label digest of the labels that no finished training has seen."""
@@ -32,7 +35,24 @@ class QueueView:
             for case in labelled_cases(self._store)
             if (digest := self._digest(case.label)) is not None
         }
-        return {case: current[case] for case in pending_labels(current, self._parts.releases.records())}
+        return {case: current[case] for case in pending_labels(current, self.records())}
+
+    def labelled(self) -> int:
+        """How many images have a final label."""
+        return len(self._store.get_labeled_images())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of all runs, oldest first; not to be changed."""
+        # Before the file is read: what is appended meanwhile changes the signature, so that it is read again.
+        signature = self._records_signature()
+        with self._lock:
+            known = self._records
+        if known is not None and known[0] == signature:
+            return known[1]
+        records = self._parts.releases.records()
+        with self._lock:
+            self._records = (signature, records)
+        return records
 
     def unscored(self) -> tuple[str, ...]:
         """Unlabelled cases that the serving version has not scored; none before the model was loaded."""
@@ -41,6 +61,13 @@ class QueueView:
             return ()
         table = read_scores(self._parts.scores_file)
         return tuple(table.missing(self._store.get_unlabeled_images(), served.base, served.adapter_version))
+
+    def _records_signature(self) -> RecordsSignature:
+        try:
+            stat = (self._parts.state / RECORDS).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_mtime_ns, stat.st_size
 
     def _digest(self, label: Path) -> str | None:
         try:

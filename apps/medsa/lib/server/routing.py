@@ -19,7 +19,6 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
-from monailabel.interfaces.exception import MONAILabelException
 from starlette.exceptions import HTTPException
 
 from lib.datastore.labelvalues import RAW_SUFFIX
@@ -35,7 +34,11 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class MedsaRoute(APIRoute):
-    """A route that answers every error as {"detail": text}, with the status that the error carries."""
+    """A route that answers every error as {"detail": text}, with the status that the error carries.
+
+    A client is told what is wrong with its request. Of an error of the server's own it learns the type; the text,
+    which may hold paths, is in the log.
+    """
 
     def get_route_handler(self) -> Handler:
         """FastAPI's own handler, with errors turned into answers."""
@@ -46,14 +49,12 @@ class MedsaRoute(APIRoute):
                 return await handler(request)
             except (HTTPException, RequestValidationError):
                 raise  # FastAPI answers these itself
-            except MedsaError as error:
-                return _answer(error.http_status, str(error))
-            except MONAILabelException as error:
-                return _answer(500, error.msg)
             except Exception as error:
+                if isinstance(error, MedsaError) and error.http_status < 500:
+                    return _answer(error.http_status, str(error))
                 # The next request has to work whatever the model or a library does in this one.
                 log.exception("%s %s failed", request.method, self.path)
-                return _answer(500, f"internal error: {type(error).__name__}: {error}")
+                return _answer(500, f"internal error: {type(error).__name__}; the server's log has the rest")
 
         return handle
 

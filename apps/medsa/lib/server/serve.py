@@ -6,7 +6,7 @@ from lib.server.loop import Housekeeping
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
 from lib.server.routes import add_routes
-from lib.trainers.children import announce_server
+from lib.trainers.children import announce_base, announce_server
 
 
 def begin_serving(app: Any, parts: Parts) -> None:
@@ -14,7 +14,7 @@ def begin_serving(app: Any, parts: Parts) -> None:
     from monailabel.app import app as server  # exists only in the server process, and only by now
 
     announce_server()
-    parts.serving.current()
+    announce_base(parts.serving.current().base)
     housekeeping = Housekeeping(parts, QueueView(parts, app.datastore()))
     add_routes(server, app, parts, housekeeping)
     housekeeping.start()

@@ -6,12 +6,11 @@ from fastapi import APIRouter, Body, Request
 from monailabel.endpoints import scoring as scoring_endpoint
 from monailabel.endpoints import train as train_endpoint
 
-from lib.errors import NotFoundError, TrainingError
-from lib.server.loop import Housekeeping, status
+from lib.errors import InputError, NotFoundError, TrainingError
+from lib.server.loop import MIN_LABELLED, Housekeeping, status
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, author
 
-MIN_LABELLED = 2  # one to train on, one to compare versions on
 Params = Annotated[dict[str, Any] | None, Body()]
 
 
@@ -41,21 +40,28 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
 def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping) -> None:
     @router.post("/train/", include_in_schema=False)
     def train_all(user: Admin, params: Params = None, run_sync: bool = False) -> Any:
+        _check_child(run_sync)
         _check_labels(app)
-        return train_endpoint.run(params, run_sync)
+        return train_endpoint.run(params, False)
 
     @router.post("/train/{model}", tags=["Train"], summary="Run Training Task for specific model")
     def train(
         model: str, user: Admin, params: Params = None, run_sync: bool = False, enqueue: bool = False
     ) -> Any:
         _check_name("model", model, app.info()["trainers"])
+        _check_child(run_sync)
         _check_labels(app)
-        return train_endpoint.run_model(model, params, run_sync, enqueue)
+        return train_endpoint.run_model(model, params, False, enqueue)
 
     @router.delete("/train/", tags=["Train"], summary="Stop Training Task")
     def stop_training(user: Admin) -> Any:
         housekeeping.note_stop()
         return train_endpoint.stop()
+
+
+def _check_child(run_sync: bool) -> None:
+    if run_sync:
+        raise InputError("run_sync", run_sync, "false; training runs in a process of its own")
 
 
 def _check_labels(app: Any) -> None:

@@ -1,7 +1,8 @@
 """What MONAI Label's child processes (training, scoring) do about the server that started them.
 
-The server writes its process id into the environment its children inherit. A child runs at a lower
-priority, so that clicks come first, and ends by itself soon after the server is gone, also after a kill -9.
+The server writes its process id and the base it serves with into the environment its children inherit. A
+child runs at a lower priority, so that clicks come first, and ends by itself soon after the server is gone,
+also after a kill -9.
 """
 
 import os
@@ -12,6 +13,7 @@ import time
 from lib.memory import keep_freed_memory
 
 SERVER_PID = "MEDSA_SERVER_PID"
+SERVER_BASE = "MEDSA_SERVER_BASE"
 CHILD_MAIN = "monailabel.interfaces.utils.app"
 NICENESS = 10
 _CHECK_SECONDS = 1.0
@@ -20,9 +22,20 @@ _CHECK_SECONDS = 1.0
 def announce_server() -> None:
     """Called once by the server, before it starts children."""
     os.environ[SERVER_PID] = str(os.getpid())
+    os.environ.pop(SERVER_BASE, None)
     # OpenMP's threads wait for each other in busy loops, which costs server and training several times their speed
     # when both share few cores. It is read when a process starts, so it is set here for the children to come.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def announce_base(name: str) -> None:
+    """Called once by the server, when it has chosen its base: its children use the same."""
+    os.environ[SERVER_BASE] = name
+
+
+def announced_base() -> str | None:
+    """The base that the server chose; None where there is no server, and in the server until it has chosen."""
+    return os.environ.get(SERVER_BASE)
 
 
 def become_child() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
@@ -16,6 +17,7 @@ from lib.training.record import RunRecord
 log = logging.getLogger(__name__)
 
 FINAL = "final"
+TRAINING_LOCK = "training.lock"  # held by a run from its beginning to its end, whatever that is
 
 
 class MedsaTrainer(TrainTask):
@@ -29,8 +31,11 @@ class MedsaTrainer(TrainTask):
         """The running or last run's progress, as both viewers read it."""
         stats = dict(read_progress(self._state))
         if stats.get("running"):
+            # A run that was killed could not write that it ended.
+            stats["running"] = _is_locked(self._state / TRAINING_LOCK)
+        if stats.get("running"):
             # 3D Slicer takes a total time as the sign that training is over.
-            del stats["total_time"]
+            stats.pop("total_time", None)
         # It also multiplies what is there, and cannot do that with None.
         return {key: value for key, value in stats.items() if value is not None}
 
@@ -40,6 +45,17 @@ class MedsaTrainer(TrainTask):
         record = self._run(labelled_cases(datastore))
         log.info("training %s: %s", record.decision, "; ".join(record.reasons))
         return {"decision": record.decision, "reasons": list(record.reasons), "version": record.version}
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process holds the lock. It is taken for a moment to find out, so ask only when in doubt."""
+    if not path.is_file():
+        return False
+    try:
+        FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
 
 
 def labelled_cases(datastore: Datastore) -> list[CaseFile]:

@@ -8,13 +8,16 @@ from lib.model.adapter_io import AdapterConfig
 from lib.training.cases import Skipped
 from lib.training.validation import ObjectScore
 
+HALF_WAY = " (the mean of the weights before and after them)"
+
 
 @dataclass(frozen=True)
 class RunRecord:
     """What one run did; a line of `runs.jsonl`. `decision` is "published", "refused", "stopped" or "failed".
 
     `champion` served when the run began, `version` is the published one. `label_digests` has every label that
-    was offered, skipped ones too. `scores` has one entry per validation object, before and after.
+    was offered, skipped ones too. `scores` has one entry per validation object, before and after. `half_way`: what was
+    published is the mean of the serving and the trained weights.
     """
 
     decision: str
@@ -29,6 +32,7 @@ class RunRecord:
     scores: Mapping[str, tuple[ObjectScore, ...]] = field(default_factory=dict)
     steps: int = 0
     loss: float | None = None
+    half_way: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -49,7 +53,8 @@ library_name: medsa
 # Adapter for {", ".join(config.labels)}
 
 Made {record.time} on top of version {record.champion} (0: the base alone), from {len(record.trained)}
-training cases in {record.steps} steps; compared on {len(record.validated)} cases never trained on.
+training cases in {record.steps} steps{HALF_WAY if record.half_way else ""}; compared on
+{len(record.validated)} cases never trained on.
 
 | label | Dice before | Dice after |
 |---|---|---|

@@ -1,14 +1,16 @@
 """Which adapter versions there are, and which serves: the only writer of `champion.json` and `runs.jsonl`.
 
     state/releases/v0001/   one adapter folder per published version, never changed afterwards
+    state/releases/v0001.json   the record of the run that made it, complete before the folder appears
     state/releases/.tmp-*   an adapter being written; left over only by a killed run
     state/champion.json     {"version": n}; absent or 0: the base without adapter serves
     state/runs.jsonl        one record a line, oldest first
 
 Shared between processes: the server reads, training publishes, the command line rolls back. Writers hold the
 file lock `state/releases.lock` (reentrant within one `Releases`), readers need none: a folder appears by
-rename, the pointer by replace, a record by one append. A kill between these steps leaves at most a folder
-that nothing points to.
+rename, the pointer by replace, a record by one append. A kill between these steps leaves a folder that nothing
+points to, or a version that serves before its record is in `runs.jsonl`. Then `records` takes it from beside the
+folder, and the next writer appends it.
 """
 
 import json
@@ -17,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from lib.model.adapter_io import AdapterConfig, read_adapter_config
 log = logging.getLogger(__name__)
 
 POINTER = "champion.json"
+ROLLED_BACK = "rolled back"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Releases:
         """Holds the writers' lock, e.g. from a look at the champion to the publishing that replaces it."""
         self._root.mkdir(parents=True, exist_ok=True)
         with self._lock:
+            self._append_missing()
             yield
 
     def champion_version(self) -> int:
@@ -109,10 +113,12 @@ class Releases:
             write(building)
             building.chmod(0o755)
             _flush_tree(building)
+            record = {**record, "version": version}
+            write_json(self._record_beside(version), record)
             os.rename(building, target)
             flush(self._folder)
             self._point_to(version)
-            self._append({**record, "version": version})
+            self._append(record)
         return Release(version, target)
 
     def record(self, record: Mapping[str, Any]) -> None:
@@ -130,21 +136,47 @@ class Releases:
         with self.writing():
             before = self._readable_version()
             self._point_to(version)
-            self._append({"decision": "rolled back", "time": now, "champion": before, "version": version})
+            self._append({"decision": ROLLED_BACK, "time": now, "champion": before, "version": version})
         return self.champion()
 
     def records(self) -> list[dict[str, Any]]:
         """All records, oldest first, without those that a kill cut off."""
+        records = self._lines()
+        missing = self._missing(records)
+        return records if missing is None else [*records, missing]
+
+    def clean(self) -> None:
+        """Removes what killed runs left behind."""
+        for leftover in self._folder.glob(".tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self._folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
+
+    def _lines(self) -> list[dict[str, Any]]:
         try:
             text = self._records.read_text("utf-8", errors="replace")
         except FileNotFoundError:
             return []
         return [record for line in text.splitlines() if (record := _parse(line)) is not None]
 
-    def clean(self) -> None:
-        """Removes what killed runs left behind."""
-        for leftover in self._folder.glob(".tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def _missing(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """The record of the serving version, if a kill kept it out of `records`."""
+        version = self._readable_version()
+        if not version or any(_publishes(record, version) for record in records):
+            return None
+        try:
+            return _parse(self._record_beside(version).read_text("utf-8"))
+        except OSError:
+            return None
+
+    def _append_missing(self) -> None:
+        missing = self._missing(self._lines())
+        if missing is not None:
+            self._append(missing)
+
+    def _record_beside(self, version: int) -> Path:
+        # Beside the folder: a record names cases, and an adapter folder is made to be passed on.
+        return self._folder / f"v{version:04d}.json"
 
     def _version_folder(self, version: int) -> Path:
         return self._folder / f"v{version:04d}"
@@ -173,13 +205,17 @@ class Releases:
             os.fsync(stream.fileno())
 
 
+def _publishes(record: Mapping[str, Any], version: int) -> bool:
+    return record.get("version") == version and record.get("decision") != ROLLED_BACK
+
+
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        log.debug("a line of runs.jsonl is cut off and left out")
+        log.debug("a record is cut off and left out")
         return None
     return record
 

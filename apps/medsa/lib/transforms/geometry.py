@@ -44,14 +44,6 @@ def split_point(point_ijk: tuple[int, int, int], axis: int) -> tuple[int, tuple[
     return point_ijk[axis], (point_ijk[u], point_ijk[v])
 
 
-def join_point(index: int, point_uv: tuple[int, int], axis: int) -> tuple[int, int, int]:
-    """The voxel (i, j, k) at (u, v) of slice `index`; the inverse of `split_point`."""
-    point = [0, 0, 0]
-    u, v = in_plane_axes(axis)
-    point[axis], point[u], point[v] = index, point_uv[0], point_uv[1]
-    return point[0], point[1], point[2]
-
-
 def take_planes(array: NDArray[Any], axis: int, indices: Sequence[int]) -> NDArray[Any]:
     """Slices of `array` (i, j, k) as a copy (B, n_u, n_v), B in the order of `indices`."""
     return np.moveaxis(array, axis, 0)[list(indices)]
