@@ -5,6 +5,7 @@ that was trained on into the validation part.
 """
 
 import hashlib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +60,9 @@ def split(
 ) -> tuple[list[str], list[str]]:
     """The ids to train on and those to validate on, each by rising hash.
 
-    A case validates when its hash is below `fraction`; when none is, the one with the lowest hash does. An id
-    of `trained_before` never validates, whatever was removed or reconfigured since. Raises TrainingError when
-    fewer than two cases are there, or none can validate.
+    A case validates when its hash is below `fraction`. Where fewer than that share of the cases are, as chance has it
+    with few labels, the lowest hashes above it fill up: a decision must not hang on one case. An id of
+    `trained_before` never validates. Raises TrainingError when fewer than two cases are there, or none can validate.
     """
     ordered = sorted(set(case_ids), key=lambda case_id: (case_hash(case_id), case_id))
     if len(ordered) < 2:
@@ -69,9 +70,10 @@ def split(
     free = [case_id for case_id in ordered if case_id not in trained_before]
     if not free:
         raise TrainingError("no case is left to validate on: all were trained on before; label one more case")
-    validation = [case_id for case_id in free if case_hash(case_id) < fraction] or free[:1]
+    below = sum(case_hash(case_id) < fraction for case_id in free)
+    wanted = max(below, math.ceil(fraction * len(ordered)))
     # One case always remains to train on.
-    validation = validation[: len(ordered) - 1]
+    validation = free[: min(wanted, len(ordered) - 1)]
     return [case_id for case_id in ordered if case_id not in validation], validation
 
 
