@@ -273,7 +273,9 @@ def server(studies: Path, conf: Mapping[str, str], log: Path) -> Iterator[str]:
 def child(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own, which ends with the block, children included."""
     # monailabel is a shell script that runs whichever `python` comes first.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    # As `make serve` sets it: threads that wait must not spin on a machine with few cores.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PATH": path}
     with log.open("ab") as stream:
         process = subprocess.Popen(
             command,
