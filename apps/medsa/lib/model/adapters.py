@@ -5,6 +5,7 @@ adapted network gives the unadapted network's output bit for bit.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,24 @@ from torch.nn import functional
 MLP_SCALE = 0.5  # the factor s of the adapter parallel to an MLP (the paper leaves its value open)
 
 
+PromptArm = Literal["none", "add", "concat", "hyper"]
+
+
 @dataclass(frozen=True)
 class AdapterDims:
-    """Widths of the adapters, in channels. `hyper_layers` is the number of generated weights K of HyP-Adpt."""
+    """Widths of the adapters, in channels, and which of the paper's parts there are.
+
+    `hyper_layers` is the number of generated weights K of HyP-Adpt. `prompt_arm` is how the decoder's first adapter
+    uses the prompt. `depth` is how many neighbouring slices are seen together: with 1 there is no depth branch.
+    """
 
     encoder_width: int
     decoder_width: int
     hyper_width: int
     prompt_rank: int
     hyper_layers: int
+    prompt_arm: PromptArm = "hyper"
+    depth: int = 1
 
 
 class Adapter(nn.Module):
