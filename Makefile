@@ -33,10 +33,10 @@ serve: install  ## The server: STUDIES=DIR TASK=NAME HOST=ADDRESS PORT=N CONF="-
 	    --studies "$(STUDIES)" --host "$(HOST)" --port "$(PORT)" --conf task "$(TASK)" $(CONF)
 
 test: install  ## The tests that need neither a server nor real data
-	@.venv/bin/python -m pytest -m "not server and not data"
+	@.venv/bin/python -m pytest -m "not server and not data and not large"
 
 test-slow: install  ## The tests with the real server and with real data
-	@.venv/bin/python -m pytest -m "server or data"
+	@.venv/bin/python -m pytest -m "server or data or large"
 
 test-all: test test-slow  ## Every test
 

@@ -92,9 +92,9 @@ def test_serve_passes_folder_task_and_address_on() -> None:
 
 
 def test_the_two_test_targets_leave_no_test_out() -> None:
-    assert '-m "not server and not data"' in make("test")
+    assert '-m "not server and not data and not large"' in make("test")
     # No exit code is forgiven, pytest's 5 for "no test was found" included.
-    assert make("test-slow").rstrip().endswith('-m "server or data"')
+    assert make("test-slow").rstrip().endswith('-m "server or data or large"')
     assert make("test-all").count("-m pytest") == 2
 
 

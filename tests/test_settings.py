@@ -7,7 +7,15 @@ import pytest
 import yaml
 
 from lib.errors import SettingsError
-from lib.settings import ServingSettings, Settings, TrainingSettings, load_settings
+from lib.settings import (
+    LARGEST_IMAGE,
+    PATCH_SIZE,
+    SMALLEST_IMAGE,
+    ServingSettings,
+    Settings,
+    TrainingSettings,
+    load_settings,
+)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "apps" / "medsa" / "configs"
 TASKS = ["cardiac_lv", "demo", "hippocampus", "hippocampus_parts", "object"]
@@ -64,6 +72,8 @@ class TestShipped:
             assert base.encoder_width % base.encoder_heads == 0
             assert max(base.global_blocks) == base.encoder_depth - 1
             assert base.image_size % base.patch_size == 0
+            assert base.patch_size == PATCH_SIZE
+            assert SMALLEST_IMAGE <= base.image_size <= LARGEST_IMAGE
 
 
 class TestOverrides:
@@ -111,6 +121,20 @@ class TestOverrides:
             f"--conf {key}: {value!r} is not accepted; allowed: "
         )
 
+    @pytest.mark.parametrize("value", [256, 272, 512, 1024])
+    def test_image_sizes(self, value: int) -> None:
+        assert load_settings(CONFIGS, {"image_size": str(value)}).serving.image_size == value
+
+    @pytest.mark.parametrize("value", [-512, 0, 240, 250, 500, 1025, 1040])
+    def test_image_sizes_that_no_base_can_have(self, value: int) -> None:
+        assert refusal(CONFIGS, image_size=str(value)) == (
+            f"--conf image_size: '{value}' is not accepted; allowed: a multiple of 16 from 256 to 1024"
+        )
+
+    @pytest.mark.parametrize("value", ["large", "512.5", "512x512"])
+    def test_an_image_size_that_is_no_number(self, value: str) -> None:
+        assert refusal(CONFIGS, image_size=value).startswith(f"--conf image_size: {value!r} is not accepted")
+
     def test_settings_cannot_be_changed(self) -> None:
         settings = load_settings(CONFIGS, {})
         with pytest.raises(ValueError, match="frozen"):
@@ -154,6 +178,9 @@ class TestMistakesInFiles:
                 "hyper_layer: 2",
                 "bases.yaml: vit_t.adapter.hyper_layers: None ",
             ),
+            ("bases.yaml", "depth: 4", "depth: 33", "bases.yaml: vit_t.adapter.depth: 33 "),
+            ("bases.yaml", "depth: 4", "depth: 0", "bases.yaml: vit_t.adapter.depth: 0 "),
+            ("bases.yaml", "arm: hyper", "arm: both", "bases.yaml: vit_t.adapter.prompt_arm: 'both' "),
             ("bases.yaml", "file: vit_t.safetensors", "file: null", "bases.yaml: vit_t: "),
             ("bases.yaml", "sha256: ec2df", "sha256: zz", "bases.yaml: vit_b.sha256: "),
             ("training.yaml", "train_after: 5", "train_after: [5", "training.yaml: "),

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "compare two adapter versions on cases with a known label",
     "releases": "list adapter versions and what each training decided",
     "rollback": "let an earlier adapter version serve again",
+    "parameters": "count what is trained beside each base, part by part",
     "pretrain": "train the small base model from scratch",
 }
 

@@ -1,10 +1,14 @@
 """Adapters on disk."""
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lib.errors import AdapterError
 from lib.model.adapter_io import CONFIG_NAME, TENSORS_NAME, AdapterConfig, load_adapter, save_adapter
@@ -19,9 +23,15 @@ def folder(tiny_model: MedSA, tmp_path: Path) -> Path:
     with torch.no_grad():
         for parameter in tiny_model.adapters.parameters():
             parameter.normal_()
-    config = AdapterConfig("tiny", SHA, {"encoder_width": 4}, LABELS, {"kind": "percentile"}, "0.1.0")
-    save_adapter(tmp_path, tiny_model, config, "# A card\n")
-    return tmp_path
+    return save(tmp_path, tiny_model)
+
+
+def save(folder: Path, model: MedSA) -> Path:
+    assert model.dims is not None
+    intensity = {"kind": "percentile"}
+    config = AdapterConfig("tiny", SHA, asdict(model.dims), LABELS, intensity, "0.1.0", model.spec.image_size)
+    save_adapter(folder, model, config, "# A card\n")
+    return folder
 
 
 def test_an_adapter_comes_back_to_the_bit(folder: Path, tiny_model: MedSA) -> None:
@@ -34,9 +44,53 @@ def test_an_adapter_comes_back_to_the_bit(folder: Path, tiny_model: MedSA) -> No
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG_NAME, TENSORS_NAME]
 
 
+@pytest.mark.parametrize(("arm", "depth"), [("none", 1), ("add", 2), ("concat", 4), ("hyper", 3)])
+def test_the_model_gets_the_dimensions_of_the_adapter(
+    tiny_model: MedSA, tmp_path: Path, arm: Any, depth: int
+) -> None:
+    assert tiny_model.dims is not None
+    dims = replace(tiny_model.dims, encoder_width=6, prompt_arm=arm, depth=depth)
+    made = MedSA(tiny_model.sam, tiny_model.spec, dims, tiny_model.labels)
+    save(tmp_path, made)
+    load_adapter(tmp_path, tiny_model, SHA, LABELS)
+    assert tiny_model.dims == dims
+    found = tiny_model.adapter_state()
+    assert found.keys() == made.adapter_state().keys()
+    assert all(torch.equal(found[key], value) for key, value in made.adapter_state().items())
+
+
+def test_an_adapter_of_format_1_is_read(folder: Path, tiny_model: MedSA) -> None:
+    """It had no prompt arm, depth or image size, and the decoder's first adapter was called `hyper`."""
+    written, path = tiny_model.adapter_state(), folder / CONFIG_NAME
+    config = json.loads(path.read_text())
+    for key in ("prompt_arm", "depth"):
+        del config["dims"][key]
+    del config["image_size"]
+    path.write_text(json.dumps({**config, "format_version": 1}))
+    renamed = {key.replace(".prompt.", ".hyper."): value for key, value in written.items()}
+    assert renamed.keys() != written.keys()
+    save_file(renamed, folder / TENSORS_NAME)
+    tiny_model.reset_adapter()
+    found = load_adapter(folder, tiny_model, SHA, LABELS)
+    assert (found.format_version, found.image_size) == (1, None)
+    assert tiny_model.trained
+    assert all(torch.equal(value, written[key]) for key, value in tiny_model.adapter_state().items())
+
+
 def _edit(folder: Path, **changes: object) -> None:
     path = folder / CONFIG_NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _edit_dims(folder: Path, without: str | None = None, **changes: object) -> None:
+    dims = {**json.loads((folder / CONFIG_NAME).read_text())["dims"], **changes}
+    _edit(folder, dims={key: value for key, value in dims.items() if key != without})
+
+
+def _edit_tensors(folder: Path, without: str) -> None:
+    found = load_file(folder / TENSORS_NAME)
+    del found[without]
+    save_file(found, folder / TENSORS_NAME)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +101,25 @@ def _edit(folder: Path, **changes: object) -> None:
         (lambda folder: _edit(folder, labels={"liver": 1}), r"--conf state DIR\) or .* cli\.py rollback 0"),
         (lambda folder: _edit(folder, labels={"liver": 1}), "liver"),
         (lambda folder: _edit(folder, labels={"object": 2}), "made for labels"),
-        (lambda folder: _edit(folder, format_version=2), "format 2"),
+        (lambda folder: _edit(folder, image_size=512), "made for images of 512 pixels, not of 64"),
+        (lambda folder: _edit(folder, image_size=512), r"--conf image_size 512, or .*--conf state DIR"),
+        (lambda folder: _edit(folder, format_version=3), r"format 3, .* reads 1 to 2; .*rollback 0"),
+        (lambda folder: _edit(folder, format_version=0), "format 0"),
+        (lambda folder: _edit(folder, format_version=True), "format True"),
+        (lambda folder: _edit(folder, dims=[4]), "dims in"),
+        (lambda folder: _edit_dims(folder, without="hyper_width"), "dims in .*hyper_width"),
+        (lambda folder: _edit_dims(folder, colour=3), "dims in .*colour"),
+        (
+            lambda folder: _edit_dims(folder, prompt_arm="both"),
+            "dims.prompt_arm .*'both'.* none, add, concat, hyper",
+        ),
+        (lambda folder: _edit_dims(folder, prompt_arm=[]), r"dims.prompt_arm .*\[\]"),
+        (lambda folder: _edit_dims(folder, depth=0), "dims.depth .*: 0 is not .* above 0"),
+        (lambda folder: _edit_dims(folder, depth="4"), "dims.depth .*'4'"),
+        (lambda folder: _edit_dims(folder, hyper_layers=True), "dims.hyper_layers .*True"),
+        (lambda folder: _edit_dims(folder, encoder_width=5), "encoder.0.space.down.weight has shape"),
+        (lambda folder: _edit_dims(folder, depth=2), "missing encoder.0.depth.down.weight"),
+        (lambda folder: _edit_tensors(folder, "labels.weight"), "missing labels.weight"),
         (lambda folder: _edit(folder, surprise=1), "surprise"),
         (lambda folder: (folder / CONFIG_NAME).write_text("{"), CONFIG_NAME),
         (lambda folder: (folder / CONFIG_NAME).unlink(), CONFIG_NAME),
@@ -56,12 +128,14 @@ def _edit(folder: Path, **changes: object) -> None:
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_with_its_reason(
-    folder: Path, tiny_model: MedSA, damage: object, text: str
+    folder: Path, tiny_model: MedSA, damage: Callable[[Path], object], text: str
 ) -> None:
     tiny_model.reset_adapter()
-    before = tiny_model.adapter_state()
-    damage(folder)  # type: ignore[operator]
+    before, dims = tiny_model.adapter_state(), tiny_model.dims
+    damage(folder)
     with pytest.raises(AdapterError, match=text):
         load_adapter(folder, tiny_model, SHA, LABELS)
     assert not tiny_model.trained
+    assert tiny_model.dims == dims
+    assert tiny_model.adapter_state().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in tiny_model.adapter_state().items())

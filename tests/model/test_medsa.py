@@ -102,7 +102,7 @@ def test_trained_adapters_change_encoder_and_decoder(sam: Sam, tiny_spec: BaseSp
 
 
 @pytest.mark.parametrize(
-    "part", ["encoder.0.space", "encoder.1.mlp", "decoder.0.hyper", "decoder.1.mlp", "decoder.1.image"]
+    "part", ["encoder.0.space", "encoder.1.mlp", "decoder.0.prompt", "decoder.1.mlp", "decoder.1.image"]
 )
 @torch.no_grad()
 def test_each_adapter_reaches_the_masks(sam: Sam, tiny_spec: BaseSpec, part: str) -> None:

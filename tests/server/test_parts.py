@@ -51,7 +51,7 @@ def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], B
     def choose(base: str) -> BaseRequest:
         asked: list[BaseRequest] = []
         monkeypatch.setattr(BaseCatalog, "choose", lambda self, request: asked.append(request))
-        monkeypatch.setattr(parts_module, "build_model", lambda choice, labels: None)
+        monkeypatch.setattr(parts_module, "build_model", lambda choice, labels, precision: None)
         build_parts(APP, str(tmp_path), {"state": str(tmp_path / "s"), "base": base}).build_model()
         return asked[0]
 

@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import logging
 import math
 
 import numpy as np
@@ -6,7 +8,18 @@ import pytest
 import torch
 
 from lib.errors import TrainingError
-from lib.training.loop import TrainOptions, learning_rate_share, prompt_losses, train, true_iou
+from lib.model.base import build_sam
+from lib.model.medsa import MedSA
+from lib.training import loop
+from lib.training.loop import (
+    TrainOptions,
+    activation_bytes,
+    learning_rate_share,
+    needs_checkpointing,
+    prompt_losses,
+    train,
+    true_iou,
+)
 from lib.training.samples import prepare_case
 from lib.training.validation import validate
 
@@ -90,6 +103,119 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny_model, prepared):
         next(tiny_model.adapters.parameters()).fill_(math.nan)
     with pytest.raises(TrainingError, match="the loss became nan at step 1"):
         train(tiny_model, prepared, options(3), clock=ticking())
+
+
+@pytest.fixture
+def deep_model(tiny_model, tiny_spec):
+    """The tiny model with a depth branch over three slices."""
+    dims = dataclasses.replace(tiny_model.dims, depth=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MedSA(build_sam(tiny_spec), tiny_spec, dims, ("object",)).eval()
+
+
+def test_with_a_depth_branch_a_step_is_made_of_slabs(deep_model, prepared, monkeypatch):
+    seen = []
+    encode = deep_model.encode
+    monkeypatch.setattr(
+        deep_model, "encode", lambda planes, depths: seen.append(depths) or encode(planes, depths)
+    )
+    before = deep_model.adapter_state()
+    train(deep_model, prepared, options(3, batch_slices=6), clock=ticking())
+    assert seen == [(3, 3)] * 3
+    after = deep_model.adapter_state()
+    assert [key for key in before if torch.equal(before[key], after[key])] == []
+
+
+def test_without_one_every_slice_is_by_itself(tiny_model, prepared, monkeypatch):
+    seen = []
+    encode = tiny_model.encode
+    monkeypatch.setattr(
+        tiny_model, "encode", lambda planes, depths: seen.append(depths) or encode(planes, depths)
+    )
+    train(tiny_model, prepared, options(1), clock=ticking())
+    assert seen == [(1, 1, 1, 1)]
+
+
+def test_a_depth_branch_learns(deep_model, prepared):
+    result = train(deep_model, prepared, options(40, batch_slices=3), clock=ticking())
+    assert np.mean(result.losses[-10:]) < 0.85 * np.mean(result.losses[:10])
+
+
+@pytest.mark.parametrize(("available", "expected"), [(1 << 40, False), (1000, True), (None, False)])
+def test_activations_are_computed_twice_where_memory_is_short(
+    deep_model, prepared, monkeypatch, caplog, available, expected
+):
+    monkeypatch.setattr(loop, "available_bytes", lambda device: available)
+    deep_model.checkpointing = not expected
+    with caplog.at_level(logging.INFO, "lib.training.loop"):
+        train(deep_model, prepared, options(2, batch_slices=3), clock=ticking())
+    assert deep_model.checkpointing is expected
+    assert len(caplog.messages) == int(expected)
+
+
+def test_computing_them_twice_changes_no_result(deep_model, prepared, monkeypatch):
+    start, states = deep_model.adapter_state(), []
+    for available in (1 << 40, 1):
+        monkeypatch.setattr(loop, "available_bytes", lambda device, value=available: value)
+        deep_model.load_adapter_state(start)
+        train(deep_model, prepared, options(2, batch_slices=3), clock=ticking())
+        states.append(deep_model.adapter_state())
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_more_than_half_of_the_memory_is_too_much():
+    assert not needs_checkpointing(50, 100)
+    assert needs_checkpointing(51, 100)
+    assert not needs_checkpointing(1 << 60, None)
+
+
+def estimate(spec, slices=8, with_depth=False, precision="float32", on_gpu=True):
+    return activation_bytes(spec, slices, with_depth=with_depth, precision=precision, on_gpu=on_gpu)
+
+
+def test_the_estimate_grows_with_what_is_kept(tiny_spec):
+    # 16 tokens a slice, 2 blocks, 32 channels, 58 bytes for each.
+    assert estimate(tiny_spec) == 8 * 16 * 2 * 32 * 58
+    assert estimate(tiny_spec, slices=4) == estimate(tiny_spec) / 2
+    assert estimate(tiny_spec, precision="bfloat16") < estimate(tiny_spec)
+    assert estimate(tiny_spec, with_depth=True) > estimate(tiny_spec)
+    assert estimate(tiny_spec, on_gpu=False) > estimate(tiny_spec)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_the_estimate_is_near_what_autograd_keeps(tiny_model, tiny_spec, precision, depth):
+    """Counted for a network wide enough that the adapters are as narrow beside it as in use."""
+    spec = dataclasses.replace(
+        tiny_spec, image_size=128, encoder_width=96, encoder_heads=3, encoder_depth=3, window_size=4
+    )
+    dims = dataclasses.replace(tiny_model.dims, encoder_width=16, depth=depth)
+    model = MedSA(build_sam(spec), spec, dims, ("object",))
+    model.trained = True
+    if precision == "bfloat16":
+        model.use_bfloat16()
+    kept = kept_bytes(model, slices=4, depths=(depth,) * (4 // depth))
+    assumed = activation_bytes(spec, 4, with_depth=depth > 1, precision=precision, on_gpu=False)
+    assert 0.5 < assumed / loop.HEAP_SPREAD / kept < 2
+
+
+def kept_bytes(model, slices, depths):
+    """What the encoder's graph holds on to, the model's own weights aside."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    planes = 255 * torch.rand(slices, 3, model.spec.image_size, model.spec.image_size)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.encode(planes, depths)
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def test_the_learning_rate_rises_then_falls():

@@ -9,11 +9,28 @@ from lib.training.samples import (
     corrective_prompts,
     draw_batch,
     draw_prompts,
-    draw_sample,
+    draw_slab,
     prepare_case,
 )
+from lib.volume import Volume
 
 IMAGE, MASK = 64, 16
+
+
+def draw_one(cases, rng):
+    """A slice by itself, as it is drawn where there is no depth branch."""
+    (found,) = draw_slab(cases, 1, rng)
+    return found
+
+
+def places_of(slab, prepared):
+    """The case a slab that was not augmented is from, and the indices of its slices there."""
+    case = next(
+        case for case in prepared if any(np.array_equal(slab[0].plane, plane) for plane in case.planes)
+    )
+    return case, [
+        next(k for k, plane in enumerate(case.planes) if np.array_equal(plane, found.plane)) for found in slab
+    ]
 
 
 @pytest.fixture
@@ -30,9 +47,7 @@ def rng():
 def sample(prepared, rng):
     """A slice that holds the object, with a neighbour that does."""
     return next(
-        found
-        for _ in range(100)
-        if (found := draw_sample(prepared, rng)).target.any() and found.neighbour.any()
+        found for _ in range(100) if (found := draw_one(prepared, rng)).target.any() and found.neighbour.any()
     )
 
 
@@ -64,11 +79,11 @@ def test_a_prepared_case_knows_where_its_label_is(cases, view):
 def test_a_label_the_case_lacks_is_never_drawn(cases, view, rng):
     two = dataclasses.replace(view, labels={"other": 7, "object": 1})
     prepared = [prepare_case(cases[0], two, IMAGE, MASK)]
-    assert {draw_sample(prepared, rng).label_id for _ in range(20)} == {1}
+    assert {draw_one(prepared, rng).label_id for _ in range(20)} == {1}
 
 
 def test_most_slices_hold_the_label_and_of_the_others_many_touch_it(prepared, rng):
-    drawn = [draw_sample(prepared, rng) for _ in range(600)]
+    drawn = [draw_one(prepared, rng) for _ in range(600)]
     empties = [found for found in drawn if not found.target.any()]
     beside = [found for found in empties if found.neighbour.any()]
     assert 0.14 < len(empties) / len(drawn) < 0.26
@@ -78,18 +93,104 @@ def test_most_slices_hold_the_label_and_of_the_others_many_touch_it(prepared, rn
 def test_a_case_without_empty_slices_gives_filled_ones_only(cases, view, rng):
     full = dataclasses.replace(cases[0], label=np.ones_like(cases[0].label))
     prepared = [prepare_case(full, view, IMAGE, MASK)]
-    assert all(draw_sample(prepared, rng).target.all() for _ in range(40))
+    assert all(draw_one(prepared, rng).target.all() for _ in range(40))
 
 
 def test_the_neighbour_is_the_label_one_slice_away(prepared, rng):
     for _ in range(50):
-        found = draw_sample(prepared, rng)
-        case = next(
-            case for case in prepared if any(np.array_equal(plane, found.plane) for plane in case.planes)
-        )
-        index = next(k for k, plane in enumerate(case.planes) if np.array_equal(plane, found.plane))
+        found = draw_one(prepared, rng)
+        case, (index,) = places_of((found,), prepared)
         beside = [case.labels[k] == 1 for k in (index - 1, index + 1) if 0 <= k < len(case.labels)]
         assert not found.neighbour.any() or any(np.array_equal(found.neighbour, mask) for mask in beside)
+
+
+def test_a_slab_is_a_run_of_one_case_with_one_label(prepared, rng):
+    for _ in range(40):
+        slab = draw_slab(prepared, 3, rng)
+        case, places = places_of(slab, prepared)
+        assert places == list(range(places[0], places[0] + 3))
+        assert {found.label_id for found in slab} == {0}
+        for place, found in zip(places, slab, strict=True):
+            assert np.array_equal(found.target, case.labels[place] == 1)
+            beside = [case.labels[k] == 1 for k in (place - 1, place + 1) if 0 <= k < len(case.labels)]
+            expected = [mask for mask in beside if mask.any()]
+            assert found.neighbour.any() == bool(expected)
+            assert not expected or any(np.array_equal(found.neighbour, mask) for mask in expected)
+
+
+def test_the_drawn_slice_may_be_anywhere_in_its_slab(prepared, rng):
+    case = prepared[0]
+    only = dataclasses.replace(
+        case, labels=(np.arange(12) == 6).astype(np.uint8)[:, None, None] * np.ones_like(case.labels)
+    )
+    only = dataclasses.replace(only, filled={0: np.array([6])}, beyond={0: np.array([5, 7])})
+    holding = [
+        tuple(bool(found.target.any()) for found in slab)
+        for slab in (draw_slab([only], 3, rng) for _ in range(300))
+    ]
+    shares = [sum(found[place] for found in holding) / sum(map(any, holding)) for place in range(3)]
+    assert all(0.2 < share < 0.47 for share in shares)
+
+
+@pytest.mark.parametrize("end", [0, 11])
+def test_slabs_end_where_the_volume_ends(prepared, rng, end):
+    case = dataclasses.replace(prepared[0], filled={0: np.array([end])}, beyond={0: np.array([], dtype=int)})
+    found = {tuple(places_of(draw_slab([case], 4, rng), prepared)[1]) for _ in range(200)}
+    assert all(min(places) >= 0 and max(places) <= 11 for places in found)
+    assert any(end in places for places in found)
+
+
+def test_a_volume_shorter_than_the_slab_is_one_slab(cases, view, rng):
+    short = dataclasses.replace(
+        cases[0],
+        label=cases[0].label[:, :, 5:7],
+        volume=Volume(cases[0].volume.array[:, :, 5:7], cases[0].volume.affine),
+    )
+    prepared = [prepare_case(short, view, IMAGE, MASK)]
+    assert len(draw_slab(prepared, 5, rng)) == 2
+    batch = draw_batch(prepared, 8, 4, Augmentation(0), rng, slab=5)
+    assert batch.depths == (2, 2, 2)
+    assert len(batch.planes) == 6
+
+
+def test_a_slab_is_moved_and_recoloured_as_one(sample):
+    same = tuple(dataclasses.replace(sample) for _ in range(3))
+    augment = Augmentation(4)
+    moved = recoloured = exact = 0
+    for _ in range(60):
+        first, *others = augment(same)
+        moved += not np.array_equal(first.target, sample.target)
+        recoloured += abs(first.plane.mean() - sample.plane.mean()) > 5
+        for other in others:
+            assert np.array_equal(first.target, other.target)
+            assert np.array_equal(first.neighbour, other.neighbour)
+            exact += np.array_equal(first.plane, other.plane)
+            # Only noise may differ, whose mean over the slice is near zero.
+            assert abs(first.plane.mean() - other.plane.mean()) < 1.5
+    assert moved > 10
+    assert recoloured > 10
+    assert 60 < exact < 120
+
+
+def test_augmentation_keeps_slices_masks_and_neighbours_apart(sample):
+    """The three kinds of layers of a slab come back as what they were, in order."""
+    levels = (40.0, 120.0, 200.0)
+    slab = tuple(
+        dataclasses.replace(
+            sample,
+            plane=np.full_like(sample.plane, level),
+            target=np.full_like(sample.target, number == 1),
+            neighbour=np.full_like(sample.target, number == 2),
+        )
+        for number, level in enumerate(levels)
+    )
+    augment = Augmentation(1)
+    for _ in range(20):
+        found = augment(slab)
+        means = [one.plane[8:16, 8:12].mean() for one in found]
+        assert means == sorted(means)
+        assert [one.target[12, 10] for one in found] == [False, True, False]
+        assert [one.neighbour[12, 10] for one in found] == [False, False, True]
 
 
 def test_augmentation_moves_image_and_masks_together(sample):
@@ -101,7 +202,7 @@ def test_augmentation_moves_image_and_masks_together(sample):
     augment = Augmentation(3)
     changed = 0
     for _ in range(30):
-        found = augment(bright)
+        (found,) = augment((bright,))
         assert found.plane.shape == found.target.shape == bright.target.shape
         assert found.plane.dtype == np.float32
         assert 0 <= found.plane.min() <= found.plane.max() <= 255
@@ -116,7 +217,7 @@ def test_augmentation_never_mirrors(sample):
     slope = dataclasses.replace(sample, plane=ramp)
     augment = Augmentation(0)
     for _ in range(40):
-        plane = augment(slope).plane
+        plane = augment((slope,))[0].plane
         assert plane[12:, 10].mean() > plane[:12, 10].mean()
 
 
@@ -178,6 +279,25 @@ def test_a_batch_is_consistent(prepared, rng):
     assert sorted(set(batch.owners)) == list(range(6))
     for target, found in zip(batch.targets, batch.samples, strict=True):
         # 24 voxels fill 16 mask pixels: areas keep their size under resampling.
+        assert target.sum().item() == pytest.approx(found.target.sum() * (16 / 24) ** 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("slices", "slab", "depths"),
+    [(6, 1, (1,) * 6), (8, 3, (3, 3, 3)), (8, 4, (4, 4)), (7, 3, (3, 3)), (1, 2, (2,)), (2, 5, (5,))],
+)
+def test_a_batch_is_made_of_slabs_and_about_as_long_as_asked(prepared, rng, slices, slab, depths):
+    batch = draw_batch(prepared, slices, 4, Augmentation(0), rng, slab)
+    assert batch.depths == depths
+    assert sum(depths) == len(batch.planes) == len(batch.targets) == len(batch.samples)
+    assert sorted(set(batch.owners)) == list(range(sum(depths)))
+
+
+def test_planes_and_targets_of_a_batch_are_those_of_its_samples_in_order(prepared, rng):
+    batch = draw_batch(prepared, 6, 4, Augmentation(0), rng, slab=3)
+    for plane, target, found in zip(batch.planes, batch.targets, batch.samples, strict=True):
+        alone = found.geometry.planes_to_model(torch.from_numpy(found.plane)[None])[0]
+        torch.testing.assert_close(plane, alone)
         assert target.sum().item() == pytest.approx(found.target.sum() * (16 / 24) ** 2, rel=0.02)
 
 

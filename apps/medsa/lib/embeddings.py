@@ -29,7 +29,7 @@ FloatArray = NDArray[np.float32]
 
 # Slices encoded in one call: as many as fill the device, at most 8, so that a click does not pay for slices
 # that the object never reaches. Counted in tokens, because a slice of vit_b at 1024 pixels has 16 times those
-# of vit_t at 256.
+# of vit_t at 256. Where the model looks along depth it is the next whole number of slabs.
 CHUNK_TOKENS = {"cpu": 2048, "cuda": 32768}
 MAX_CHUNK_SLICES = 8
 # Half precision keeps twice the slices in the same memory; its rounding is far below what changes a mask.
@@ -105,16 +105,18 @@ class EmbeddingCache:
             )
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 in hardware; emulated, it would be slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+def slab_lengths(count: int, slab: int) -> tuple[int, ...]:
+    """The lengths of the slabs into which `count` slices fall, `slab` each; the last one may be shorter."""
+    whole, rest = divmod(count, slab)
+    return (slab,) * whole + ((rest,) if rest else ())
 
 
 class SliceEncoder:
-    """Encodes slices of volumes with one model and keeps the results in `cache` under `model_key`."""
+    """Encodes slices of volumes with one model and keeps the results in `cache` under `model_key`.
+
+    `model_key` names the weights, and with them how many slices see each other: whoever trains the model, or loads
+    another adapter into it, takes a new key.
+    """
 
     def __init__(
         self,
@@ -127,10 +129,15 @@ class SliceEncoder:
     ) -> None:
         self.model, self.model_key, self.intensity = model, model_key, intensity
         self.cache, self.device, self.model_lock = cache, device, model_lock
-        self.chunk = max(1, min(MAX_CHUNK_SLICES, CHUNK_TOKENS[device.type] // model.spec.grid**2))
-        self.autocast = has_fast_bfloat16(device)
         self._range_lock = threading.Lock()
         self._in_range: tuple[str, FloatArray] | None = None
+
+    @property
+    def chunk(self) -> int:
+        """How many slices are encoded in one call: whole slabs of the model as it is now."""
+        spec, slab = self.model.spec, self.model.slab
+        fitting = max(1, min(MAX_CHUNK_SLICES, CHUNK_TOKENS[self.device.type] // spec.grid**2))
+        return -(-fitting // slab) * slab
 
     def open(self, volume: Volume, axis_choice: AxisChoice) -> "VolumeEmbeddings":
         """The embeddings of `volume`, sliced along `axis_choice`; computes nothing yet."""
@@ -151,12 +158,10 @@ class SliceEncoder:
         return array
 
     def encode(self, planes: Tensor) -> Tensor:
-        """Planes (B, 3, S, S) -> embeddings (B, 256, g, g) as stored. The caller holds the model lock."""
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast),
-        ):
-            return self.model.encode(planes.to(self.device)).to("cpu", STORED_DTYPE)
+        """One chunk's planes (B, 3, S, S) -> embeddings (B, 256, g, g) as stored. The caller holds the model lock."""
+        depths = slab_lengths(len(planes), self.model.slab)
+        with torch.inference_mode():
+            return self.model.encode(planes.to(self.device), depths).to("cpu", STORED_DTYPE)
 
 
 class VolumeEmbeddings:
@@ -179,23 +184,22 @@ class VolumeEmbeddings:
             else:
                 found[index] = embedding
         for chunk in sorted(missing):
-            found.update(self._chunk(chunk))
+            first = chunk * chunk_length
+            found.update(self._chunk(range(first, min(first + chunk_length, self.slice_count))))
         return torch.stack([found[index] for index in indices]).to(self.encoder.device, torch.float32)
 
     def _key(self, index: int) -> SliceKey:
         return SliceKey(self.volume.content_key, self.encoder.model_key, self.axis, index)
 
-    def _chunk(self, chunk: int) -> dict[int, Tensor]:
+    def _chunk(self, indices: range) -> dict[int, Tensor]:
         """One chunk of slices, encoded and cached.
 
-        Chunks begin at multiples of their length whichever slice is asked for: a slice is then always encoded
-        in the same company, and rounding, which depends on the batch, cannot make an answer depend on earlier
-        requests.
+        Chunks begin at multiples of their length, and slabs at multiples of theirs, whichever slice is asked for: a
+        slice is then always encoded in the same company. Neither what it sees along depth nor rounding, which depends
+        on the batch, can make an answer depend on earlier requests.
         """
         started = time.perf_counter()
         encoder = self.encoder
-        first = chunk * encoder.chunk
-        indices = range(first, min(first + encoder.chunk, self.slice_count))
         planes = take_planes(encoder.in_model_range(self.volume), self.axis, indices)
         images = self.geometry.planes_to_model(torch.from_numpy(planes))
         with encoder.model_lock:

@@ -1,7 +1,10 @@
-"""How this process uses memory."""
+"""How this process uses memory, and how much there is for it."""
 
 import ctypes
 import sys
+from pathlib import Path
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's mallopt parameters
 _LARGE = 1 << 30
@@ -18,3 +21,66 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
         mallopt(_M_TRIM_THRESHOLD, _LARGE)
+
+
+def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take on `device`, of the GPU's memory or of the machine's; None if unknown.
+
+    On the CPU the least of what Linux estimates to be available and what the control groups of this process (of
+    version 1 or 2: a container, a batch job) leave it. `root` is the file system in which /proc and /sys are read.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch has taken and doesn't use counts as used there, but it's there for the next tensor.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    machine = _table(root / "proc/meminfo").get("MemAvailable:")
+    if machine is None:
+        return None
+    return min([machine << 10, *_group_bytes(root)])
+
+
+def _group_bytes(root: Path) -> list[int]:
+    """What each control group around this process leaves it, in bytes; those without a limit are left out."""
+    mount = root / "sys/fs/cgroup"
+    found: list[int] = []
+    for line in _lines(root / "proc/self/cgroup"):
+        number, controllers, own = line.split(":", 2)
+        if number == "0":
+            found += _left(mount, own, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            found += _left(mount / "memory", own, *names)
+    return found
+
+
+def _left(top: Path, own: str, limit_name: str, used_name: str, cache_name: str) -> list[int]:
+    """Of the group `own` below `top`, a path as /proc names it, and of all groups that it's in."""
+    # In a container the own group may be mounted as the top: what isn't there is passed over.
+    parts = [part for part in own.split("/") if part not in ("", "..")]
+    found = []
+    for end in range(len(parts) + 1):
+        group = top.joinpath(*parts[:end])
+        limit, used = _number(group / limit_name), _number(group / used_name)
+        if limit is not None and used is not None:
+            # Cached files count as used, and go when memory is asked for.
+            found.append(max(0, limit - used + _table(group / "memory.stat").get(cache_name, 0)))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    """The number in `path`; None where there is no such file or it says "max"."""
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The lines "name number ..." of `path`."""
+    rows = (line.split() for line in _lines(path))
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

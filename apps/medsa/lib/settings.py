@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from lib.errors import SettingsError
 
@@ -19,9 +28,22 @@ from lib.errors import SettingsError
 MONAI_LABEL_KEYS = frozenset({"server_mode"})
 DEFAULT_TASK = "demo"
 
+PATCH_SIZE, SMALLEST_IMAGE, LARGEST_IMAGE = 16, 256, 1024
+
+
+def _checked_image_size(value: int) -> int:
+    if not SMALLEST_IMAGE <= value <= LARGEST_IMAGE or value % PATCH_SIZE:
+        # One text for all that can be wrong, without the prefix that pydantic gives a ValueError.
+        allowed = f"a multiple of {PATCH_SIZE} from {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
+        raise PydanticCustomError("image_size", allowed)
+    return value
+
+
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[int, Field(strict=True, ge=1, le=255)]
 PositiveInt = Annotated[int, Field(gt=0)]
+# All bases have patches of 16 pixels. Below 256 too few tokens are left, and none was trained above 1024.
+ImageSize = Annotated[int, AfterValidator(_checked_image_size)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 AnyModel = TypeVar("AnyModel", bound="_Settings")
 
@@ -68,13 +90,19 @@ class TaskSettings(_Settings):
 
 
 class AdapterSettings(_Settings):
-    """Widths of the adapters in channels; `hyper_layers` counts the generated weights of HyP-Adpt."""
+    """Widths of the adapters in channels; `hyper_layers` counts the generated weights of HyP-Adpt.
+
+    `prompt_arm` is how the decoder's first adapter uses the prompt, `depth` how many neighbouring slices are seen
+    together (1: slices are seen one by one).
+    """
 
     encoder_width: PositiveInt
     decoder_width: PositiveInt
     hyper_width: PositiveInt
     prompt_rank: PositiveInt
     hyper_layers: PositiveInt
+    prompt_arm: Literal["none", "add", "concat", "hyper"]
+    depth: Annotated[int, Field(ge=1, le=32)]
 
 
 class BaseModelSettings(_Settings):
@@ -119,11 +147,16 @@ class TrainingSettings(_Settings):
 
 
 class ServingSettings(_Settings):
-    """Which base serves, from which file, on which device, and how much is kept for how long."""
+    """Which base serves, from which file, on which device, and how much is kept for how long.
+
+    `image_size` is the side of the model's image in pixels; None: the base's own.
+    """
 
     base: Literal["auto", "vit_t", "vit_b", "vit_l", "vit_h"] = "auto"
     checkpoint: Path | None = None
+    image_size: ImageSize | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     embedding_cache_mb: PositiveInt = 1024
     lease_minutes: float = Field(default=60, gt=0)
     state: Path | None = None

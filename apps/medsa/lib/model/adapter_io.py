@@ -2,37 +2,50 @@
 
 `adapter_config.json` says what it is for, `adapter_model.safetensors` holds exactly the trained tensors, `README.md`
 is its card.
+
+Format 2 added the image size, and to the widths the prompt arm and the depth. Adapters of format 1 were all of the arm
+`hyper` without a depth branch, and are still read.
 """
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lib.errors import AdapterError
 from lib.files import flush
+from lib.model.adapters import AdapterDims, PromptArm
 from lib.model.medsa import MedSA
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _WAY_OUT = "use another state folder (--conf state DIR) or go back to the base with cli.py rollback 0"
+_PROMPT_ADAPTER_1 = re.compile(
+    r"^(decoder\.\d+)\.hyper\."
+)  # what format 1 called the decoder's first adapter
 CONFIG_NAME, TENSORS_NAME, CARD_NAME = "adapter_config.json", "adapter_model.safetensors", "README.md"
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an adapter was made for. `labels` maps name to value in a label; `intensity` is the window used."""
+    """What an adapter was made for.
+
+    `dims` are the fields of AdapterDims, `labels` maps name to value in a label, `intensity` is the window used.
+    `image_size` is the side of the model's image in pixels; None in format 1, which did not say it.
+    """
 
     base_name: str
     base_sha256: str
-    dims: dict[str, int]
+    dims: dict[str, Any]
     labels: dict[str, int]
     intensity: dict[str, Any]
     code_version: str
+    image_size: int | None = None
     format_version: int = field(default=FORMAT_VERSION)
 
 
@@ -54,9 +67,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     except (OSError, ValueError) as error:
         raise AdapterError(f"adapter {folder.name}: {CONFIG_NAME} cannot be read ({error})") from error
     found = stored.get("format_version") if isinstance(stored, dict) else None
-    if not isinstance(found, int) or found > FORMAT_VERSION:
+    if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
         raise AdapterError(
-            f"adapter {folder.name}: format {found!r}, this version reads up to {FORMAT_VERSION}"
+            f"adapter {folder.name}: format {found!r}, this version of medsa reads 1 to {FORMAT_VERSION}; use the one "
+            f"that made the adapter, or {_WAY_OUT}"
         )
     try:
         return AdapterConfig(**stored)
@@ -65,24 +79,55 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def load_adapter(folder: Path, model: MedSA, base_sha256: str, labels: Mapping[str, int]) -> AdapterConfig:
-    """Puts the adapter in `folder` into `model`.
+    """Puts the adapter in `folder` into `model`, whose adapters get its widths, prompt arm and depth.
 
-    Raises AdapterError, naming what differs, for another base, other labels, a newer format or damaged files; then
-    the model is as it was.
+    Raises AdapterError, naming what differs, for another base, other labels, another image size, a newer format or
+    damaged files; then the model is as it was.
     """
     config = read_adapter_config(folder)
-    if config.base_sha256 != base_sha256:
-        raise AdapterError(
-            f"adapter {folder.name}: made for base {config.base_name} (sha256 {config.base_sha256}), "
-            f"not for {model.spec.name} (sha256 {base_sha256}); {_WAY_OUT}"
-        )
-    if dict(config.labels) != dict(labels):
-        raise AdapterError(
-            f"adapter {folder.name}: made for labels {config.labels}, not for {dict(labels)}; {_WAY_OUT}"
-        )
+    _check_made_for(folder.name, config, model, base_sha256, labels)
+    dims = _dims(folder.name, config)
     try:
         tensors = load_file(folder / TENSORS_NAME)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"adapter {folder.name}: {TENSORS_NAME} cannot be read ({error})") from error
-    model.load_adapter_state(tensors)
+    if config.format_version == 1:
+        tensors = {_PROMPT_ADAPTER_1.sub(r"\1.prompt.", key): value for key, value in tensors.items()}
+    model.load_adapter_state(tensors, dims)
     return config
+
+
+def _check_made_for(
+    name: str, config: AdapterConfig, model: MedSA, base_sha256: str, labels: Mapping[str, int]
+) -> None:
+    if config.base_sha256 != base_sha256:
+        raise AdapterError(
+            f"adapter {name}: made for base {config.base_name} (sha256 {config.base_sha256}), "
+            f"not for {model.spec.name} (sha256 {base_sha256}); {_WAY_OUT}"
+        )
+    if dict(config.labels) != dict(labels):
+        raise AdapterError(
+            f"adapter {name}: made for labels {config.labels}, not for {dict(labels)}; {_WAY_OUT}"
+        )
+    if config.image_size not in (None, model.spec.image_size):
+        raise AdapterError(
+            f"adapter {name}: made for images of {config.image_size} pixels, not of {model.spec.image_size}; "
+            f"serve it with --conf image_size {config.image_size}, or {_WAY_OUT}"
+        )
+
+
+def _dims(name: str, config: AdapterConfig) -> AdapterDims:
+    try:
+        dims = AdapterDims(**config.dims)
+    except TypeError as error:
+        raise AdapterError(f"adapter {name}: dims in {CONFIG_NAME} do not fit ({error})") from error
+    for key, value in vars(dims).items():
+        if key == "prompt_arm":
+            fits, allowed = value in get_args(PromptArm), f"one of {', '.join(get_args(PromptArm))}"
+        else:
+            fits, allowed = type(value) is int and value > 0, "a whole number above 0"
+        if not fits:
+            raise AdapterError(
+                f"adapter {name}: dims.{key} in {CONFIG_NAME}: {value!r} is not accepted; allowed: {allowed}"
+            )
+    return dims

@@ -1,7 +1,7 @@
 """The trained parts of Med-SA: small bottleneck modules beside SAM's frozen ones.
 
 Source: Wu et al., *Medical SAM Adapter*, arXiv 2304.12620 v7. Every `up` is zero-initialised, so that a freshly
-adapted network gives the unadapted network's output bit for bit.
+adapted network gives the unadapted network's output bit for bit. All compute in the dtype of what they are given.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MLP_SCALE = 0.5  # the factor s of the adapter parallel to an MLP (the paper leaves its value open)
-
 
 PromptArm = Literal["none", "add", "concat", "hyper"]
 
@@ -43,11 +42,58 @@ class Adapter(nn.Module):
         self.up = _zero_linear(width, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(functional.gelu(self.down(x)))
+        return _linear(self.up, functional.gelu(_linear(self.down, x)))
+
+    def after(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        """forward(projection(x)), cheaper: two linear maps in a row are one, which is as narrow as Down."""
+        down = self.down.weight
+        weight = down @ projection.weight.to(down.dtype)
+        bias = functional.linear(projection.bias.to(down.dtype), down, self.down.bias)
+        narrow = functional.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+        return _linear(self.up, functional.gelu(narrow))
+
+
+class UnpromptedAdapter(nn.Module):
+    """The arm `none`: the prompt is not looked at. `tokens` and `prompt` as in HyperAdapter, in all arms."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(channels, width)
+        self.up = _zero_linear(width, channels)
+
+    def forward(self, tokens: Tensor, prompt: Tensor) -> Tensor:
+        return _linear(self.up, functional.relu(_linear(self.down, tokens)))
+
+
+class AddAdapter(nn.Module):
+    """The arm `add`: the prompt, reduced as the tokens are, is added before the activation."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(channels, width)
+        self.down_prompt = nn.Linear(channels, width)
+        self.up = _zero_linear(width, channels)
+
+    def forward(self, tokens: Tensor, prompt: Tensor) -> Tensor:
+        mixed = _linear(self.down, tokens) + _linear(self.down_prompt, prompt)
+        return _linear(self.up, functional.relu(mixed))
+
+
+class ConcatAdapter(nn.Module):
+    """The arm `concat`: token and prompt, side by side, are reduced together."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(2 * channels, width)
+        self.up = _zero_linear(width, channels)
+
+    def forward(self, tokens: Tensor, prompt: Tensor) -> Tensor:
+        both = torch.cat([tokens, prompt], dim=-1)
+        return _linear(self.up, functional.relu(_linear(self.down, both)))
 
 
 class HyperAdapter(nn.Module):
-    """HyP-Adpt: the prompt writes the weights that act on the down-projected tokens.
+    """The arm `hyper`, HyP-Adpt: the prompt writes the weights that act on the down-projected tokens.
 
     `tokens` and `prompt` are (B, T, channels): the decoder's tokens now, and as they entered the decoder.
     """
@@ -68,6 +114,25 @@ class HyperAdapter(nn.Module):
             weights = writer(reduced).unflatten(-1, (self.width, self.width))
             embedding = functional.relu(norm(torch.einsum("bti,btio->bto", embedding, weights)))
         return self.up(embedding)
+
+
+def prompt_adapter(channels: int, dims: AdapterDims) -> nn.Module:
+    """The decoder's first adapter in the arm that `dims` names; called with (tokens, prompt)."""
+    width = dims.hyper_width
+    match dims.prompt_arm:
+        case "none":
+            return UnpromptedAdapter(channels, width)
+        case "add":
+            return AddAdapter(channels, width)
+        case "concat":
+            return ConcatAdapter(channels, width)
+        case "hyper":
+            return HyperAdapter(channels, width, dims.prompt_rank, dims.hyper_layers)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The trained weights stay float32; they are rounded to the dtype of x where that is a lower one."""
+    return functional.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:

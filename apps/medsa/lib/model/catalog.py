@@ -9,7 +9,7 @@ import torch
 from lib.errors import CheckpointError
 from lib.model.adapters import AdapterDims
 from lib.model.base import BaseSpec, load_base
-from lib.model.medsa import MedSA
+from lib.model.medsa import MedSA, Precision
 
 AUTO = "auto"
 FRESH_ADAPTER_SEED = 0
@@ -104,10 +104,18 @@ class BaseCatalog:
         )
 
 
-def build_model(choice: BaseChoice, labels: Sequence[str]) -> tuple[MedSA, str]:
-    """The chosen base with fresh adapters, in evaluation mode, and the SHA-256 of the base's file."""
+def build_model(
+    choice: BaseChoice, labels: Sequence[str], precision: Precision = "float32"
+) -> tuple[MedSA, str]:
+    """The chosen base with fresh adapters, in evaluation mode, and the SHA-256 of the base's file.
+
+    `precision` is what the frozen encoder computes in.
+    """
     sam, sha256 = load_base(choice.entry.spec, choice.path, choice.sha256)
     # Only the adapters' last layers begin at zero; the others are drawn, the same for everyone who starts afresh.
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(FRESH_ADAPTER_SEED)
-        return MedSA(sam, choice.entry.spec, choice.entry.dims, labels).eval(), sha256
+        model = MedSA(sam, choice.entry.spec, choice.entry.dims, labels).eval()
+    if precision == "bfloat16":
+        model.use_bfloat16()
+    return model, sha256

@@ -1,7 +1,7 @@
 """SAM's prompt encoder and mask decoder, one embedding per prompt, with Med-SA's adapters.
 
-Source: Wu et al., arXiv 2304.12620 v7: three adapters in each two-way block (HyP-Adpt after the tokens have looked at
-the image, one parallel to the MLP, one on the image tokens).
+Source: Wu et al., arXiv 2304.12620 v7: three adapters in each two-way block (HyP-Adpt, or another arm of the paper's
+ablation, after the tokens have looked at the image; one parallel to the MLP; one on the image tokens).
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from lib.model.adapters import MLP_SCALE, Adapter, AdapterDims, HyperAdapter
+from lib.model.adapters import MLP_SCALE, Adapter, AdapterDims, prompt_adapter
 
 PADDING, NEGATIVE, POSITIVE, BOX_START, BOX_STOP = -1, 0, 1, 2, 3
 
@@ -21,7 +21,7 @@ class TwoWayAdapters(nn.Module):
 
     def __init__(self, channels: int, dims: AdapterDims) -> None:
         super().__init__()
-        self.hyper = HyperAdapter(channels, dims.hyper_width, dims.prompt_rank, dims.hyper_layers)
+        self.prompt = prompt_adapter(channels, dims)
         self.mlp = Adapter(channels, dims.decoder_width)
         self.image = Adapter(channels, dims.decoder_width)
 
@@ -107,7 +107,7 @@ def _two_way_block(
 
     queries = queries + layer.cross_attn_token_to_image(q=queries + prompt, k=keys + key_positions, v=keys)
     if adapters is not None:
-        queries = queries + adapters.hyper(queries, prompt)
+        queries = queries + adapters.prompt(queries, prompt)
     queries = layer.norm2(queries)
 
     mixed = queries + layer.mlp(queries)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.activelearning.leases import Leases
-from lib.bases import choose_base, torch_device
+from lib.bases import choose_base, encoder_precision, torch_device
 from lib.embeddings import EmbeddingCache
 from lib.errors import AdapterError, SettingsError
 from lib.infers.serving import OpenBase, ServingModel, View
@@ -51,7 +51,8 @@ class Parts:
     def build_model(self) -> tuple[MedSA, str]:
         """The base with fresh adapters and the SHA-256 of its file; raises CheckpointError."""
         choice = _choice(self.settings, self.app_dir, self.releases)
-        return build_model(choice, list(self.settings.task.labels))
+        precision = encoder_precision(self.settings.serving)
+        return build_model(choice, list(self.settings.task.labels), precision)
 
 
 def build_parts(app_dir: Path, studies: str, conf: Mapping[str, str]) -> Parts:
@@ -79,7 +80,7 @@ def _serving_model(settings: Settings, app_dir: Path, releases: Releases) -> Ser
 
     def open_base() -> OpenBase:
         choice = _choice(settings, app_dir, releases)
-        model, sha256 = build_model(choice, list(task.labels))
+        model, sha256 = build_model(choice, list(task.labels), encoder_precision(serving))
         return OpenBase(choice.name, choice.reason, sha256, model)
 
     view = View(task.intensity, task.slice_axis, torch_device(serving))

@@ -4,6 +4,7 @@ Everything of SAM stays frozen. A step encodes its slices once, answers several 
 click where the first answers were most wrong. What is kept is the exponential moving average of the weights.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from monai.losses.dice import DiceLoss
 from torch import Tensor
 from torch.nn import functional
 
-from lib.embeddings import has_fast_bfloat16
 from lib.errors import TrainingError
-from lib.model.medsa import MedSA, SinglePrompt
+from lib.memory import available_bytes
+from lib.model.base import BaseSpec
+from lib.model.medsa import MedSA, Precision, SinglePrompt
+from lib.model.precision import has_fast_bfloat16
 from lib.training.samples import (
     Augmentation,
     Batch,
@@ -25,6 +28,8 @@ from lib.training.samples import (
     draw_batch,
     stack,
 )
+
+log = logging.getLogger(__name__)
 
 WARMUP = 0.05  # share of the time over which the learning rate rises
 FLOOR = 0.02  # share of the learning rate left at the end
@@ -35,10 +40,24 @@ IOU_WEIGHT = 0.1
 REPORT_SECONDS = 1.0
 SMOOTHING = 0.95  # of the loss that is reported
 
+# What the encoder keeps for the backward pass, in bytes per token, block and channel: what enters the two norms and
+# the three adapters, q, k, v and their relative scores, and the four times wider activation of the MLP; then what the
+# depth branch adds. Counted with saved-tensor hooks on vit_t and vit_b.
+KEPT_BYTES: dict[Precision, int] = {"float32": 58, "bfloat16": 34}
+KEPT_BYTES_DEPTH: dict[Precision, int] = {"float32": 20, "bfloat16": 12}
+SCORE_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
+# On the CPU what is kept lies scattered, and the C library's heap grows by the holes between (measured on vit_t).
+HEAP_SPREAD = 1.6
+# Of the available memory; the rest is for the decoder, which needs up to as much, and for other programs.
+MEMORY_SHARE = 0.5
+
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a run is made with; `seconds` is its time budget, `learning_rate` the highest one reached."""
+    """What a run is made with; `seconds` is its time budget, `learning_rate` the highest one reached.
+
+    `batch_slices` is about how many slices a step has in all: as many whole slabs as come nearest to it.
+    """
 
     seconds: float
     learning_rate: float
@@ -129,6 +148,29 @@ def true_iou(logits: Tensor, targets: Tensor) -> Tensor:
     return common / (answer | truth).sum(dim=1).clamp(min=1)
 
 
+def activation_bytes(
+    spec: BaseSpec, slices: int, *, with_depth: bool, precision: Precision, on_gpu: bool
+) -> int:
+    """Bytes the encoder keeps for the backward pass of one step of `slices` slices; an estimate within a factor of 2.
+
+    On the CPU attention also keeps its scores, heads x keys a token (`lib.model.attention`).
+    """
+    tokens = spec.grid**2
+    kept = KEPT_BYTES[precision] + (KEPT_BYTES_DEPTH[precision] if with_depth else 0)
+    total = spec.encoder_depth * spec.encoder_width * kept
+    if not on_gpu:
+        everywhere = len(spec.global_blocks)
+        keys = everywhere * tokens + (spec.encoder_depth - everywhere) * spec.window_size**2
+        total += spec.encoder_heads * keys * SCORE_BYTES[precision]
+        total = round(HEAP_SPREAD * total)
+    return slices * tokens * total
+
+
+def needs_checkpointing(activations: int, available: int | None) -> bool:
+    """Whether so many bytes are too many of those available; not where it's unknown how many those are (None)."""
+    return available is not None and activations > MEMORY_SHARE * available
+
+
 _DICE = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
 
 
@@ -156,13 +198,19 @@ class _Learner:
         # From here on the label tokens count; they are among what is trained.
         model.trained = True
         model.train()
+        self._save_memory()
 
     def step(self, fraction: float) -> float:
         """One update at `fraction` of the time; returns the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * learning_rate_share(fraction)
         batch = draw_batch(
-            self.cases, self.options.batch_slices, self.options.prompts_per_slice, self.augment, self.rng
+            self.cases,
+            self.options.batch_slices,
+            self.options.prompts_per_slice,
+            self.augment,
+            self.rng,
+            self.model.slab,
         )
         loss = self._loss(batch)
         self.optimizer.zero_grad()
@@ -185,10 +233,28 @@ class _Learner:
             for parameter, average in zip(self.parameters, self.average, strict=True):
                 parameter.copy_(average)
 
+    def _save_memory(self) -> None:
+        """Has the encoder compute its activations twice where keeping them would take most of the memory."""
+        model = self.model
+        needed = activation_bytes(
+            model.spec,
+            max(self.options.batch_slices, model.slab),
+            with_depth=model.slab > 1,
+            precision=model.precision,
+            on_gpu=self.device.type == "cuda",
+        )
+        available = available_bytes(self.device)
+        model.checkpointing = needs_checkpointing(needed, available)
+        if model.checkpointing and available is not None:
+            log.info(
+                "memory is short for training (%.1f GB of activations, %.1f GB available): they are computed twice",
+                needed / 1e9,
+                available / 1e9,
+            )
+
     def _loss(self, batch: Batch) -> Tensor:
         targets = batch.targets.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            embeddings = self.model.encode(batch.planes.to(self.device))
+        embeddings = self.model.encode(batch.planes.to(self.device), batch.depths)
         first, logits = self._answer(embeddings, targets, batch.prompts, batch.owners)
         prompts, owners = corrective_prompts(batch, logits.detach(), self.rng)
         if not prompts:

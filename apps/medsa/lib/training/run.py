@@ -238,6 +238,7 @@ class _Run:
             labels=dict(self.view.labels),
             intensity=self.view.intensity.model_dump(mode="json"),
             code_version=self.code_version,
+            image_size=model.spec.image_size,
         )
 
     def _options(self) -> TrainOptions:

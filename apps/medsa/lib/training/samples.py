@@ -1,12 +1,12 @@
-"""What one training step sees: augmented slices of the cases, and the prompts a user could give on them.
+"""What one training step sees: augmented slabs of the cases, and the prompts a user could give on their slices.
 
-Randomness comes from the `numpy.random.Generator` handed in. Slices are (n_u, n_v) in voxels, as
-`lib.transforms.geometry` cuts them.
+A slab is a run of consecutive slices of one case, which the encoder's depth branch sees together; without that
+branch it is one slice. Slices are (n_u, n_v) in voxels, as `lib.transforms.geometry` cuts them. Randomness comes
+from the `numpy.random.Generator` handed in.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from lib.model.medsa import PlanePrompts, SinglePrompt
 from lib.prompts.simulate import interior_point, jittered_box, next_click, perturbed_mask, random_click
 from lib.training.cases import Case
 from lib.training.viewpoint import Viewpoint
-from lib.transforms.geometry import PlaneGeometry, plane_geometry, slice_axis, take_planes
+from lib.transforms.geometry import MASK_LOGIT, PlaneGeometry, plane_geometry, slice_axis, take_planes
 from lib.transforms.intensity import to_model_range
 
 FILLED_SHARE = 0.8  # of the slices of a step; the rest hold no voxel of their label
@@ -60,7 +60,8 @@ class TrainingCase:
 class Sample:
     """One slice and what is asked for: `target` the label there, `neighbour` that on a slice beside it.
 
-    plane float32 (n_u, n_v) in 0..255, target and neighbour bool (n_u, n_v).
+    plane float32 (n_u, n_v) in 0..255, target and neighbour bool (n_u, n_v). `neighbour` is empty where neither
+    slice beside it holds the label.
     """
 
     plane: NDArray[np.float32]
@@ -70,15 +71,23 @@ class Sample:
     geometry: PlaneGeometry
 
 
+# Consecutive slices of one case, in order, with one label.
+Slab = tuple[Sample, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Planes (B, 3, S, S), targets (B, m, m) in 0..1, and P prompts; prompt p is for plane `owners[p]`."""
+    """Planes (B, 3, S, S), targets (B, m, m) in 0..1, and P prompts; prompt p is for plane `owners[p]`.
+
+    `depths` are the lengths of the slabs, which follow one another in the planes; they add up to B.
+    """
 
     planes: Tensor
     targets: Tensor
     samples: tuple[Sample, ...]
     prompts: tuple[SinglePrompt, ...]
     owners: tuple[int, ...]
+    depths: tuple[int, ...]
 
 
 def prepare_case(case: Case, view: Viewpoint, image_size: int, mask_size: int) -> TrainingCase:
@@ -106,23 +115,32 @@ def prepare_case(case: Case, view: Viewpoint, image_size: int, mask_size: int) -
     )
 
 
-def draw_sample(cases: Sequence[TrainingCase], rng: np.random.Generator) -> Sample:
-    """A random slice of a random case for one of the case's labels, not yet augmented."""
+def draw_slab(cases: Sequence[TrainingCase], length: int, rng: np.random.Generator) -> Slab:
+    """`length` consecutive slices of a random case for one of its labels, not yet augmented.
+
+    All of the case where it has fewer. They are placed around a slice that is drawn to hold the label or not; it
+    may be any of them.
+    """
     case = cases[rng.integers(len(cases))]
     label_id = int(rng.choice(sorted(case.filled)))
-    index = _draw_slice(case, label_id, rng)
-    target = case.labels[index] == case.values[label_id]
-    return Sample(
-        plane=case.planes[index].astype(np.float32),
-        target=target,
-        neighbour=_neighbour(case, label_id, index, rng),
-        label_id=label_id,
-        geometry=case.geometry,
+    anchor = _draw_slice(case, label_id, rng)
+    count = len(case.planes)
+    length = min(length, count)
+    first = int(rng.integers(max(0, anchor - length + 1), min(anchor, count - length) + 1))
+    planes = case.planes[first : first + length].astype(np.float32)
+    targets = case.labels[first : first + length] == case.values[label_id]
+    return tuple(
+        Sample(plane, target, _neighbour(case, label_id, first + place, rng), label_id, case.geometry)
+        for place, (plane, target) in enumerate(zip(planes, targets, strict=True))
     )
 
 
 class Augmentation:
-    """Light changes of a slice and its masks. No flips: labels may tell left from right."""
+    """Light changes of a slab and its masks. No flips: labels may tell left from right.
+
+    One move and one change of brightness and contrast for all slices of a slab, as between two volumes; only the
+    noise differs from slice to slice.
+    """
 
     def __init__(self, seed: int) -> None:
         self._intensity = Compose(
@@ -143,17 +161,19 @@ class Augmentation:
         )
         self._affine.set_random_state(seed + 1)
 
-    def __call__(self, sample: Sample) -> Sample:
-        """The same sample, moved and recoloured."""
-        stack = np.stack([sample.plane / WHITE, sample.target, sample.neighbour]).astype(np.float32)
-        plane, target, neighbour = torch.as_tensor(self._affine(stack)).numpy()
-        plane = np.asarray(self._intensity(plane[None]))[0]
-        return Sample(
-            plane=(plane.clip(0.0, 1.0) * WHITE).astype(np.float32),
-            target=target > 0.5,
-            neighbour=neighbour > 0.5,
-            label_id=sample.label_id,
-            geometry=sample.geometry,
+    def __call__(self, slab: Slab) -> Slab:
+        """The same slab, moved and recoloured."""
+        layers = [(sample.plane / WHITE, sample.target, sample.neighbour) for sample in slab]
+        stack = np.stack([np.stack(column) for column in zip(*layers, strict=True)]).astype(np.float32)
+        # As one image with many channels: MONAI moves them all alike, and in one call.
+        moved = torch.as_tensor(self._affine(stack.reshape(-1, *stack.shape[2:]))).numpy()
+        planes, targets, neighbours = moved.reshape(stack.shape)
+        planes = np.asarray(self._intensity(planes)).clip(0.0, 1.0) * WHITE
+        return tuple(
+            replace(sample, plane=plane, target=target, neighbour=neighbour)
+            for sample, plane, target, neighbour in zip(
+                slab, planes.astype(np.float32), targets > 0.5, neighbours > 0.5, strict=True
+            )
         )
 
 
@@ -161,20 +181,32 @@ def draw_batch(
     cases: Sequence[TrainingCase],
     slices: int,
     prompts_per_slice: int,
-    augment: Augmentation,
+    augment: Callable[[Slab], Slab],
     rng: np.random.Generator,
+    slab: int = 1,
 ) -> Batch:
-    """`slices` augmented slices with about `prompts_per_slice` prompts each."""
-    samples = tuple(augment(draw_sample(cases, rng)) for _ in range(slices))
+    """About `slices` augmented slices, in slabs of `slab`, with about `prompts_per_slice` prompts each.
+
+    As many slabs as come nearest to `slices`, at least one.
+    """
+    slabs: list[Slab] = []
+    while not slabs or slices - sum(map(len, slabs)) >= slab / 2:
+        slabs.append(augment(draw_slab(cases, slab, rng)))
+    samples = tuple(sample for drawn in slabs for sample in drawn)
     prompts: list[SinglePrompt] = []
     owners: list[int] = []
     for owner, sample in enumerate(samples):
-        drawn = draw_prompts(sample, prompts_per_slice, rng)
-        prompts += drawn
-        owners += [owner] * len(drawn)
-    planes = torch.cat([sample.geometry.planes_to_model(_row(sample.plane)) for sample in samples])
-    targets = torch.cat([_soft_target(sample) for sample in samples])
-    return Batch(planes, targets, samples, tuple(prompts), tuple(owners))
+        asked = draw_prompts(sample, prompts_per_slice, rng)
+        prompts += asked
+        owners += [owner] * len(asked)
+    return Batch(
+        planes=torch.cat([_planes(drawn) for drawn in slabs]),
+        targets=torch.cat([_soft_targets(drawn) for drawn in slabs]),
+        samples=samples,
+        prompts=tuple(prompts),
+        owners=tuple(owners),
+        depths=tuple(len(drawn) for drawn in slabs),
+    )
 
 
 def draw_prompts(sample: Sample, count: int, rng: np.random.Generator) -> list[SinglePrompt]:
@@ -289,10 +321,16 @@ def _maybe_label(sample: Sample, rng: np.random.Generator) -> int:
     return sample.label_id if rng.random() < LABEL_GIVEN else -1
 
 
-def _soft_target(sample: Sample) -> Tensor:
-    """(1, m, m): the share of each mask pixel that the label covers."""
-    return sample.geometry.masks_to_logits(_row(sample.target)) / 16.0 + 0.5
+def _planes(slab: Slab) -> Tensor:
+    """(D, 3, S, S): the slab's slices as the model takes them."""
+    return slab[0].geometry.planes_to_model(torch.from_numpy(np.stack([sample.plane for sample in slab])))
 
 
-def _row(plane: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(plane, dtype=np.float32))[None]
+def _soft_targets(slab: Slab) -> Tensor:
+    """(D, m, m): the share of each mask pixel that the label covers."""
+    targets = torch.from_numpy(np.stack([sample.target for sample in slab]))
+    return slab[0].geometry.masks_to_logits(targets) / (2 * MASK_LOGIT) + 0.5
+
+
+def _row(mask: NDArray[np.bool_]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None]
