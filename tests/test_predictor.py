@@ -38,7 +38,7 @@ class RegionModel(MedSA):
         self.asked: list[PlanePrompts] = []
         self.encoded = 0
 
-    def encode(self, planes: Tensor) -> Tensor:
+    def encode(self, planes: Tensor, depths: object = None) -> Tensor:
         self.encoded += len(planes)
         return torch.nn.functional.pixel_unshuffle(planes[:, :1].float(), self.spec.patch_size)
 
