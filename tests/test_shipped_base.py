@@ -21,12 +21,13 @@ from lib.volume import load_volume
 
 APP = Path(__file__).parents[1] / "apps" / "medsa"
 UNSEEN_SEED = 987_654_321
+CPU = {"base": "vit_t", "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def model() -> MedSA:
     torch.set_num_threads(1)
-    settings = load_settings(APP / "configs", {"base": "vit_t", "device": "cpu"})
+    settings = load_settings(APP / "configs", CPU)
     return build_model(choose_base(settings, APP, None), ("object",))[0]
 
 
@@ -96,21 +97,40 @@ def test_it_segments_real_organs(
 ) -> None:
     images = sorted((data_dir / folder / "images").glob(pattern))[:8]
     assert len(images) == 8
-    figures = []
-    for image in images:
-        volume = load_volume(image)
-        axis = slice_axis(volume.spacing_mm)
-        truth = take_planes(
-            np.asarray(nibabel.load(data_dir / folder / "labels" / image.name).dataobj) > 0,
-            axis,
-            range(volume.shape_ijk[axis]),
-        )
-        indices = [index for index, plane in enumerate(truth) if plane.sum() >= 30]
-        planes = take_planes(to_model_range(volume.array, IntensitySettings()), axis, indices)
-        geometry = plane_geometry(
-            volume.shape_ijk, volume.spacing_mm, axis, model.spec.image_size, model.spec.mask_size
-        )
-        figures.append(mean_dice(model, planes, truth[indices], geometry))
+    figures = [mean_dice(model, *real_slices(data_dir / folder, image.name, model)) for image in images]
     box, click = np.mean(figures, axis=0)
     assert box > box_at_least
     assert click > click_at_least
+
+
+def real_slices(folder: Path, name: str, model: MedSA) -> tuple[NDArray, NDArray[np.bool_], PlaneGeometry]:
+    """The slices (B, n_u, n_v) of a volume that hold its organ, and the organ there."""
+    volume = load_volume(folder / "images" / name)
+    axis = slice_axis(volume.spacing_mm)
+    label = np.asarray(nibabel.load(folder / "labels" / name).dataobj) > 0
+    truth = take_planes(label, axis, range(volume.shape_ijk[axis]))
+    indices = [index for index, plane in enumerate(truth) if plane.sum() >= 30]
+    planes = take_planes(to_model_range(volume.array, IntensitySettings()), axis, indices)
+    spec = model.spec
+    geometry = plane_geometry(volume.shape_ijk, volume.spacing_mm, axis, spec.image_size, spec.mask_size)
+    return planes, truth[indices], geometry
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("folder", "pattern"), [("cardiac_lv_mr", "*_ED.nii.gz"), ("hippocampus_mr", "hippocampus_0*.nii.gz")]
+)
+def test_bfloat16_gives_nearly_the_same_masks(data_dir: Path, folder: str, pattern: str) -> None:
+    exact, rounded = (
+        build_model(choose_base(load_settings(APP / "configs", CPU), APP, None), ("object",), precision)[0]
+        for precision in ("float32", "bfloat16")
+    )
+    overlaps = []
+    for image in sorted((data_dir / folder / "images").glob(pattern))[:4]:
+        planes, targets, geometry = real_slices(data_dir / folder, image.name, exact)
+        tensor = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
+        prompts = [box_prompt(target, geometry) for target in targets]
+        pair = (answer(model, tensor, prompts, geometry) for model in (exact, rounded))
+        overlaps += [dice(a, b) for a, b in zip(*pair, strict=True)]
+    assert len(overlaps) > 20
+    assert np.mean(overlaps) >= 0.995
