@@ -109,6 +109,7 @@ def test_each_adapter_reaches_the_masks(sam: Sam, tiny_spec: BaseSpec, part: str
     planes = 255 * torch.rand(1, 3, 64, 64)
     prompts = PlanePrompts.stack([SinglePrompt([(8.0, 9.0, 1)])])
     model = with_adapters(sam, tiny_spec)
+    model.trained = True
     before = model.decode(model.encode(planes), prompts).logits
     nn.init.normal_(model.adapters.get_submodule(part).up.weight)
     assert not torch.allclose(before, model.decode(model.encode(planes), prompts).logits)

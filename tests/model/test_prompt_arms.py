@@ -71,8 +71,9 @@ def test_every_arm_starts_as_sam_and_learns(arm: PromptArm, tiny_spec: BaseSpec)
     sam = build_sam(tiny_spec).eval()
     bare = MedSA(sam, tiny_spec, None).eval()
     model = MedSA(sam, tiny_spec, dataclasses.replace(DIMS, prompt_arm=arm), ("organ",)).eval()
+    model.trained = True
     embeddings = torch.randn(1, 256, tiny_spec.grid, tiny_spec.grid)
-    prompts = PlanePrompts.stack([SinglePrompt([(8.0, 9.0, 1)])])
+    prompts = PlanePrompts(torch.tensor([[[8.0, 9.0]]]), torch.tensor([[1]]))  # no label: SAM has none
     answer = model.decode(embeddings, prompts)
     assert torch.equal(answer.logits, bare.decode(embeddings, prompts).logits)
     answer.logits.square().mean().backward()

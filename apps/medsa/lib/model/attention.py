@@ -74,19 +74,20 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, to_rows: Tensor, to_columns: Tens
     """Some queries of one head at a time, in one buffer that stays in the cache. Not differentiable."""
     tokens, rows, columns = q.shape[2], to_rows.shape[-1], to_columns.shape[-1]
     step = max(1, BLOCK_SCORES // tokens)
-    scaled = q * q.shape[-1] ** -0.5
     result = torch.empty_like(q, memory_format=torch.contiguous_format)
     buffer = q.new_empty(min(step, tokens), tokens)
     for image in range(q.shape[0]):
         for head in range(q.shape[1]):
-            keys, values = k[image, head].T, v[image, head]
+            # Side by side in memory, once a head: they are read again for every block.
+            queries, values = q[image, head].contiguous(), v[image, head].contiguous()
+            keys = (k[image, head] * q.shape[-1] ** -0.5).T
             for start in range(0, tokens, step):
                 block = slice(start, min(start + step, tokens))
                 scores = buffer[: block.stop - start]
                 place = scores.unflatten(1, (rows, columns))
                 by_row, by_column = to_rows[image, head, block], to_columns[image, head, block]
                 torch.add(by_row.unsqueeze(2), by_column.unsqueeze(1), out=place)
-                scores.addmm_(scaled[image, head, block], keys)
+                scores.addmm_(queries[block], keys)
                 torch.softmax(scores, dim=-1, out=scores)
                 torch.mm(scores, values, out=result[image, head, block])
     return result

@@ -96,8 +96,8 @@ class Masks:
 class MedSA(nn.Module):
     """SAM with adapters. With `dims` None it is the base alone, which is what pretraining trains.
 
-    `trained` is False while the adapters are still zero: then labels and depth are ignored, and the output is the
-    base's. With `checkpointing` training computes a block's activations twice instead of keeping them.
+    `trained` is False while the adapters still add zero: then they, labels and depth are left out, and the output is
+    the base's, to the bit and at its price. With `checkpointing` training computes a block's activations twice instead of keeping them.
     """
 
     def __init__(
@@ -114,7 +114,6 @@ class MedSA(nn.Module):
     @property
     def slab(self) -> int:
         """How many neighbouring slices are to be encoded together; 1 where the network has no use for depth."""
-        # Before training the depth branch adds zero: it is left out, which changes nothing.
         return self.dims.depth if self.dims is not None and self.trained else 1
 
     @property
@@ -185,7 +184,8 @@ class MedSA(nn.Module):
         self.trained = False
 
     def _part(self, name: str) -> nn.ModuleList | None:
-        return cast(nn.ModuleList, self.adapters[name]) if self.dims is not None else None
+        """The adapters of encoder or decoder; None where they would add zero."""
+        return cast(nn.ModuleList, self.adapters[name]) if self.dims is not None and self.trained else None
 
     def _label_tokens(self, label_ids: Tensor) -> Tensor:
         """(P,) -> (P, 1, 256): the label's token, or SAM's padding token where no label is meant."""
