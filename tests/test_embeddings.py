@@ -305,7 +305,7 @@ def test_an_untrained_model_encodes_slice_by_slice_and_a_trained_one_from_then_o
     deep_model: MedSA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = deep_model.adapter_state()
-    deep_model.reset_adapter()
+    deep_model = deep_model.sibling()
     encoder = encoder_of(deep_model, EmbeddingCache(0))
     embeddings = encoder.open(volume_of((12, 12, 9)), "k")
     with encoded_depths(deep_model, monkeypatch) as calls:

@@ -36,7 +36,7 @@ def save(folder: Path, model: MedSA) -> Path:
 
 def test_an_adapter_comes_back_to_the_bit(folder: Path, tiny_model: MedSA) -> None:
     written = tiny_model.adapter_state()
-    tiny_model.reset_adapter()
+    tiny_model = tiny_model.sibling()
     config = load_adapter(folder, tiny_model, SHA, LABELS)
     assert config.base_name == "tiny"
     assert tiny_model.trained
@@ -70,7 +70,7 @@ def test_an_adapter_of_format_1_is_read(folder: Path, tiny_model: MedSA) -> None
     renamed = {key.replace(".prompt.", ".hyper."): value for key, value in written.items()}
     assert renamed.keys() != written.keys()
     save_file(renamed, folder / TENSORS_NAME)
-    tiny_model.reset_adapter()
+    tiny_model = tiny_model.sibling()
     found = load_adapter(folder, tiny_model, SHA, LABELS)
     assert (found.format_version, found.image_size) == (1, None)
     assert tiny_model.trained
@@ -130,7 +130,7 @@ def _edit_tensors(folder: Path, without: str) -> None:
 def test_an_adapter_that_does_not_fit_is_refused_with_its_reason(
     folder: Path, tiny_model: MedSA, damage: Callable[[Path], object], text: str
 ) -> None:
-    tiny_model.reset_adapter()
+    tiny_model = tiny_model.sibling()
     before, dims = tiny_model.adapter_state(), tiny_model.dims
     damage(folder)
     with pytest.raises(AdapterError, match=text):

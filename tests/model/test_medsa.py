@@ -202,11 +202,17 @@ def test_adapter_state_goes_round(sam: Sam, tiny_spec: BaseSpec) -> None:
     assert all(
         torch.equal(value, target.adapter_state()[key]) for key, value in source.adapter_state().items()
     )
-    target.reset_adapter()
-    assert not target.trained
-    assert not torch.equal(
-        target.adapter_state()["decoder.0.mlp.up.weight"], source.adapter_state()["decoder.0.mlp.up.weight"]
-    )
+
+
+def test_a_sibling_has_the_same_base_and_adapters_of_its_own(sam: Sam, tiny_spec: BaseSpec) -> None:
+    model = randomised(with_adapters(sam, tiny_spec))
+    other = model.sibling()
+    assert other.sam is model.sam
+    assert not other.trained
+    assert not other.training
+    key = "decoder.0.mlp.up.weight"
+    assert other.adapter_state()[key].abs().max() == 0
+    assert model.adapter_state()[key].abs().max() > 0
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape"])

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from lib.model.adapters import AdapterDims, PromptArm, prompt_adapter
 from lib.model.base import BaseSpec, build_sam
-from lib.model.medsa import MedSA, PlanePrompts, SinglePrompt
+from lib.model.medsa import MedSA, PlanePrompts
 
 CHANNELS = 6
 DIMS = AdapterDims(encoder_width=4, decoder_width=4, hyper_width=3, prompt_rank=2, hyper_layers=2)

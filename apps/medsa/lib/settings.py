@@ -157,6 +157,7 @@ class ServingSettings(_Settings):
     image_size: ImageSize | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
     embedding_cache_mb: PositiveInt = 1024
     lease_minutes: float = Field(default=60, gt=0)
     state: Path | None = None

@@ -130,7 +130,7 @@ class ServingModel:
         if release is None or release.version != version:
             raise AdapterError(f"version {version} was replaced while it was loaded")
         # The frozen base is shared, and nothing writes to it; only the adapters are new.
-        model = MedSA(base.model.sam, base.model.spec, base.model.dims, base.model.labels)
+        model = base.model.sibling()
         load_adapter(release.folder, model, base.sha256, self._labels)
         return model
 

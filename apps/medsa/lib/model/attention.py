@@ -70,6 +70,8 @@ def folded(
     return functional.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :channels]
 
 
+# A compiler would unroll the loops, for minutes and for nothing.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def blockwise(q: Tensor, k: Tensor, v: Tensor, to_rows: Tensor, to_columns: Tensor) -> Tensor:
     """Some queries of one head at a time, in one buffer that stays in the cache. Not differentiable."""
     tokens, rows, columns = q.shape[2], to_rows.shape[-1], to_columns.shape[-1]

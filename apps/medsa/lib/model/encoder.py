@@ -7,6 +7,7 @@ Precision: what is frozen says it by the dtype of its matrices, float32 or bfloa
 from block to block, the norms and the adapters' weights are float32 in both.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from lib.model.adapters import MLP_SCALE, Adapter
 from lib.model.attention import attend
 from lib.model.depth import Slabs, attend_depth
+
+RunBlock = Callable[[Block, Tensor, Any, Slabs | None], Tensor]
 
 
 class BlockAdapters(nn.Module):
@@ -40,12 +43,15 @@ def encode(
     slabs: Slabs | None = None,
     *,
     recompute: bool = False,
+    run: RunBlock | None = None,
 ) -> Tensor:
     """Normalised pixels (B, 3, S, S) -> embeddings (B, 256, g, g) float32.
 
     `adapters` holds one BlockAdapters a block; `slabs` says which slices see each other, None that none do. With
-    `recompute` the activations inside a block are computed again in the backward pass instead of being kept.
+    `recompute` the activations inside a block are computed again in the backward pass instead of being kept. `run` is
+    what a block is run with: `run_block`, or that compiled.
     """
+    run = run or run_block
     x = encoder.patch_embed(pixels.to(encoder.patch_embed.proj.weight.dtype))
     # The convolution leaves channels apart in memory; every layer from here on wants them side by side.
     x = x.float().contiguous()
@@ -54,9 +60,9 @@ def encode(
     for index, block in enumerate(encoder.blocks):
         beside = adapters[index] if adapters is not None else None
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(_run_block, block, x, beside, slabs, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(run, block, x, beside, slabs, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = _run_block(block, x, beside, slabs)
+            x = run(block, x, beside, slabs)
     return _neck(encoder.neck, x.permute(0, 3, 1, 2))
 
 
@@ -67,7 +73,7 @@ def to_bfloat16(encoder: ImageEncoderViT) -> None:
             module.to(torch.bfloat16)
 
 
-def _run_block(block: Block, x: Tensor, adapters: Any, slabs: Slabs | None) -> Tensor:
+def run_block(block: Block, x: Tensor, adapters: Any, slabs: Slabs | None) -> Tensor:
     """x is (B, H, W, C); `adapters` are the block's BlockAdapters or None (any: torch types submodules so)."""
     qkv = _qkv(block, x)
     attended = _frozen(block.attn.proj, _attend_space(block, qkv))

@@ -16,7 +16,9 @@ from lib.errors import AdapterError, CheckpointError
 from lib.model import decoder, encoder
 from lib.model.adapters import AdapterDims
 from lib.model.base import DECODER_BLOCKS, DECODER_WIDTH, BaseSpec, load_strictly
+from lib.model.compiled import Compiled
 from lib.model.depth import Slabs
+from lib.model.encoder import RunBlock
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -97,7 +99,8 @@ class MedSA(nn.Module):
     """SAM with adapters. With `dims` None it is the base alone, which is what pretraining trains.
 
     `trained` is False while the adapters still add zero: then they, labels and depth are left out, and the output is
-    the base's, to the bit and at its price. With `checkpointing` training computes a block's activations twice instead of keeping them.
+    the base's, to the bit and at its price. With `checkpointing` training computes a block's activations twice instead
+    of keeping them.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class MedSA(nn.Module):
         self.sam, self.spec, self.dims, self.labels = sam, spec, dims, tuple(labels)
         self.trained = False
         self.checkpointing = False
+        self._run_block: RunBlock = encoder.run_block
         self.adapters = _new_adapters(spec, dims, len(self.labels))
         if dims is not None:
             self.sam.requires_grad_(False)
@@ -129,6 +133,10 @@ class MedSA(nn.Module):
         """
         encoder.to_bfloat16(self.sam.image_encoder)
 
+    def use_compile(self) -> None:
+        """Has torch.compile fuse each block of the encoder, which takes a minute at the first slice of each size."""
+        self._run_block = Compiled(encoder.run_block)
+
     def encode(self, planes: Tensor, depths: Sequence[int] | None = None) -> Tensor:
         """Planes (B, 3, S, S) with values 0 to 255 -> embeddings (B, 256, g, g).
 
@@ -144,7 +152,12 @@ class MedSA(nn.Module):
         if depths is not None and self.slab > 1 and max(depths) > 1:
             slabs = Slabs.of(depths, planes.device)
         return encoder.encode(
-            self.sam.image_encoder, pixels, self._part("encoder"), slabs, recompute=self.checkpointing
+            self.sam.image_encoder,
+            pixels,
+            self._part("encoder"),
+            slabs,
+            recompute=self.checkpointing,
+            run=self._run_block,
         )
 
     def decode(self, embeddings: Tensor, prompts: PlanePrompts) -> Masks:
@@ -178,10 +191,11 @@ class MedSA(nn.Module):
         self.adapters, self.dims = fresh.to(self.sam.device), dims
         self.trained = True
 
-    def reset_adapter(self) -> None:
-        """Back to fresh adapters: the model answers as its base again."""
-        self.adapters = _new_adapters(self.spec, self.dims, len(self.labels)).to(self.sam.device)
-        self.trained = False
+    def sibling(self) -> "MedSA":
+        """Another network over the same frozen base, run in the same way, with fresh adapters; not trained."""
+        other = MedSA(self.sam, self.spec, self.dims, self.labels)
+        other._run_block = self._run_block
+        return other.to(self.sam.device).train(self.training)
 
     def _part(self, name: str) -> nn.ModuleList | None:
         """The adapters of encoder or decoder; None where they would add zero."""

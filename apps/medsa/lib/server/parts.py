@@ -81,6 +81,8 @@ def _serving_model(settings: Settings, app_dir: Path, releases: Releases) -> Ser
     def open_base() -> OpenBase:
         choice = _choice(settings, app_dir, releases)
         model, sha256 = build_model(choice, list(task.labels), encoder_precision(serving))
+        if serving.compile:
+            model.use_compile()
         return OpenBase(choice.name, choice.reason, sha256, model)
 
     view = View(task.intensity, task.slice_axis, torch_device(serving))
