@@ -72,6 +72,7 @@ GPU_BATCH, GPU_WARM_UP = 16, 3
 SAME_RESULT = 1e-4  # largest difference, relative to the largest value, in float32
 CHILD_MEMORY_SHARE = 0.9  # of what is available: a child fails by itself instead of having something killed
 NO_BAR = "-"
+UNTRAINED = "before training"
 COMPARISONS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 
 
@@ -145,6 +146,8 @@ def adapted(sam: Sam, spec: BaseSpec, dims: AdapterDims, precision: Precision = 
     model = MedSA(copy.deepcopy(sam) if precision == "bfloat16" else sam, spec, dims, ("object",)).eval()
     if precision == "bfloat16":
         model.use_bfloat16()
+    # Adapters that add zero, but are computed: a network that was never trained would leave them out.
+    model.trained = True
     return model
 
 
@@ -154,7 +157,6 @@ def pretend_trained(model: MedSA) -> MedSA:
         for name, parameter in model.adapters.named_parameters():
             if ".up." in name or name.endswith("relative_depth"):
                 parameter.normal_(std=0.05)
-    model.trained = True
     return model
 
 
@@ -294,7 +296,7 @@ def speed(options: Options) -> list[Figure]:
 
 @torch.inference_mode()
 def one_slice(repeats: int) -> list[Figure]:
-    """vit_b at 1024 pixels with fresh adapters against segment_anything, and against the machine's own products."""
+    """vit_b at 1024 pixels with its adapters against segment_anything, and against the machine's own products."""
     sam, planes = random_sam(VIT_B), random_planes(1, VIT_B)
     kinds = precisions(CPU)
     models = {kind: adapted(sam, VIT_B, VIT_B_DIMS, kind) for kind in kinds}
@@ -305,6 +307,8 @@ def one_slice(repeats: int) -> list[Figure]:
         return [Figure(f"{SLICE_NAME}: segment_anything / ours", None, "times", ">= 1.3", False, note)]
     runs: dict[str, Callable[[], Any]] = {"segment_anything": lambda: encode_as_released(sam, planes)}
     runs |= {kind: partial(model.encode, planes) for kind, model in models.items()}
+    untrained = models[kinds[-1]].sibling().eval()
+    runs[UNTRAINED] = lambda: untrained.encode(planes)
     runs |= {product_name(kind, shape): product(kind, shape) for kind in kinds for shape in PRODUCTS}
     rounds = interleaved(runs, repeats)
     name = f"{SLICE_NAME}: difference from segment_anything"
@@ -320,6 +324,8 @@ def slice_figures(rounds: Sequence[Mapping[str, float]], kinds: Sequence[Precisi
     for kind, bar in ((best, ">= 2.5"), ("float32", ">= 1.3")):
         name = f"{SLICE_NAME}: segment_anything / ours, {kind}"
         figures.append(judged(name, times_faster(rounds, "segment_anything", kind), "times", bar))
+    name = f"{SLICE_NAME}: segment_anything / ours before any training, {best}"
+    figures.append(judged(name, times_faster(rounds, "segment_anything", UNTRAINED), "times"))
     for kind in kinds:
         share = median(share_of_rate(measured, kind, flops) for measured in rounds)
         name = f"{SLICE_NAME}: share of the machine's rate of matrix products, {kind}"

@@ -26,8 +26,8 @@ def attend(
     if q.device.type != "cpu":
         return folded(q, k, v, to_rows, to_columns)
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or v.requires_grad)
-    if not needs_grad and q.shape[2] > BIASED_TOKENS:
-        return blockwise(q, k, v, to_rows, to_columns)
+    if q.shape[2] > BIASED_TOKENS:
+        return (folded if needs_grad else blockwise)(q, k, v, to_rows, to_columns)
     if q.dtype == torch.bfloat16:  # there wider products cost less than another pass over all scores
         return folded(q, k, v, to_rows, to_columns, fused=False)
     return biased(q, k, v, to_rows, to_columns)

@@ -19,7 +19,6 @@ from lib.errors import TrainingError
 from lib.memory import available_bytes
 from lib.model.base import BaseSpec
 from lib.model.medsa import MedSA, Precision, SinglePrompt
-from lib.model.precision import has_fast_bfloat16
 from lib.training.samples import (
     Augmentation,
     Batch,
@@ -188,7 +187,7 @@ class _Learner:
     def __init__(self, model: MedSA, cases: Sequence[TrainingCase], options: TrainOptions) -> None:
         self.model, self.cases, self.options = model, cases, options
         self.device = next(model.adapters.parameters()).device
-        self.bfloat16 = has_fast_bfloat16(self.device)
+        self.bfloat16 = model.precision == "bfloat16"
         self.rng = np.random.default_rng(options.seed)
         self.augment = Augmentation(options.seed)
         self.parameters = [parameter for parameter in model.adapters.parameters() if parameter.requires_grad]
