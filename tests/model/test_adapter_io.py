@@ -93,6 +93,12 @@ def _edit_tensors(folder: Path, without: str) -> None:
     save_file(found, folder / TENSORS_NAME)
 
 
+def _spoil_tensor(folder: Path, key: str) -> None:
+    tensors = load_file(folder / TENSORS_NAME)
+    tensors[key][0, 0] = torch.nan
+    save_file(tensors, folder / TENSORS_NAME)
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
@@ -117,6 +123,10 @@ def _edit_tensors(folder: Path, without: str) -> None:
         (lambda folder: _edit_dims(folder, depth=0), "dims.depth .*: 0 is not .* above 0"),
         (lambda folder: _edit_dims(folder, depth="4"), "dims.depth .*'4'"),
         (lambda folder: _edit_dims(folder, hyper_layers=True), "dims.hyper_layers .*True"),
+        (lambda folder: _edit_dims(folder, encoder_width=10**12), "encoder.0.space.down.weight has shape"),
+        (lambda folder: _edit(folder, labels=None), "labels in .* None is no table"),
+        (lambda folder: _edit(folder, labels=["a"]), "labels in .* is no table"),
+        (lambda folder: _spoil_tensor(folder, "labels.weight"), "labels.weight in .* no number"),
         (lambda folder: _edit_dims(folder, encoder_width=5), "encoder.0.space.down.weight has shape"),
         (lambda folder: _edit_dims(folder, depth=2), "missing encoder.0.depth.down.weight"),
         (lambda folder: _edit_tensors(folder, "labels.weight"), "missing labels.weight"),

@@ -34,7 +34,7 @@ def test_a_compiler_that_fails_is_named_and_the_answer_comes_all_the_same(
 
 
 def test_an_error_of_the_network_itself_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled.torch, "compile", lambda run: run)
+    monkeypatch.setattr(compiled.torch, "compile", lambda run: lambda *arguments: run(*arguments))
 
     def wrong(x: int) -> None:
         raise ValueError(f"{x} is wrong")

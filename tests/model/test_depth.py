@@ -185,9 +185,8 @@ def test_packing_goes_round() -> None:
     assert packed.shape == (3, 4, 1)
     assert packed[1].flatten().tolist() == [2.0, 3.0, 4.0, 5.0]
     assert torch.equal(slabs.unpack(packed), x)
-    accompanied = slabs.accompanied()
-    assert accompanied is not None
-    assert accompanied.tolist() == [True] * 6 + [False]
+    assert slabs.accompanied is not None
+    assert slabs.accompanied.tolist() == [True] * 6 + [False]
 
 
 @pytest.mark.parametrize("depths", [(3, 2), (4,)])

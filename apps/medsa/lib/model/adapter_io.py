@@ -73,9 +73,12 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"that made the adapter, or {_WAY_OUT}"
         )
     try:
-        return AdapterConfig(**stored)
+        config = AdapterConfig(**stored)
     except TypeError as error:
         raise AdapterError(f"adapter {folder.name}: {CONFIG_NAME} does not fit ({error})") from error
+    if not isinstance(config.labels, dict):
+        raise AdapterError(f"adapter {folder.name}: labels in {CONFIG_NAME}: {config.labels!r} is no table")
+    return config
 
 
 def load_adapter(folder: Path, model: MedSA, base_sha256: str, labels: Mapping[str, int]) -> AdapterConfig:
@@ -93,6 +96,11 @@ def load_adapter(folder: Path, model: MedSA, base_sha256: str, labels: Mapping[s
         raise AdapterError(f"adapter {folder.name}: {TENSORS_NAME} cannot be read ({error})") from error
     if config.format_version == 1:
         tensors = {_PROMPT_ADAPTER_1.sub(r"\1.prompt.", key): value for key, value in tensors.items()}
+    broken = [key for key, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise AdapterError(
+            f"adapter {folder.name}: {', '.join(broken[:8])} in {TENSORS_NAME} hold what is no number"
+        )
     model.load_adapter_state(tensors, dims)
     return config
 

@@ -1,7 +1,8 @@
 """The trained parts of Med-SA: small bottleneck modules beside SAM's frozen ones.
 
 Source: Wu et al., *Medical SAM Adapter*, arXiv 2304.12620 v7. Every `up` is zero-initialised, so that a freshly
-adapted network gives the unadapted network's output bit for bit. All compute in the dtype of what they are given.
+adapted network gives the unadapted network's output bit for bit. Those of the encoder compute in the dtype of what
+they are given.
 """
 
 from dataclasses import dataclass

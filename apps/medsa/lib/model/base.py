@@ -110,7 +110,7 @@ def load_base(spec: BaseSpec, path: Path, sha256: str | None = None) -> tuple[Sa
         raise CheckpointError(f"checkpoint {path}: sha256 is {found}, {spec.name} needs {sha256}")
     sam = _sam_without_weights(spec)
     tensors = resize_positions(_read_tensors(path), spec)
-    _check_fit(sam, tensors, f"checkpoint {path} as {spec.name}")
+    check_fit(sam, tensors, f"checkpoint {path} as {spec.name}")
     sam.load_state_dict({key: _own_copy(value) for key, value in tensors.items()}, assign=True)
     return sam, found
 
@@ -143,11 +143,12 @@ def resize_positions(tensors: Mapping[str, Tensor], spec: BaseSpec) -> dict[str,
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Copies `tensors` into `module`; raises CheckpointError naming every key that does not fit."""
-    _check_fit(module, tensors, what)
+    check_fit(module, tensors, what)
     module.load_state_dict(tensors)
 
 
-def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raises CheckpointError naming every key that is missing, unexpected or misshapen."""
     own = module.state_dict()
     problems = [f"missing {key}" for key in own if key not in tensors]
     problems += [f"unexpected {key}" for key in tensors if key not in own]

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo.config
 
 log = logging.getLogger(__name__)
+
+MAX_KINDS = 32
 
 
 class Compiled:
@@ -28,7 +31,10 @@ class Compiled:
         if self.fell_back:
             return self._plain(*arguments)
         try:
-            return self._current(*arguments)
+            # Each kind of call (windows or not, another number of slices) is compiled for itself. One kind too many
+            # must not silently run as it is.
+            with torch._dynamo.config.patch(recompile_limit=MAX_KINDS, fail_on_recompile_limit_hit=True):
+                return self._current(*arguments)
         except Exception as error:  # noqa: BLE001 (compilers fail in many ways; an error of `run` itself comes again)
             result = self._plain(*arguments)
             self._current = self._plain

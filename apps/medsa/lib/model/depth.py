@@ -18,7 +18,8 @@ class Slabs:
     """Which of B slices are seen together: runs of neighbours, one after the other in the batch.
 
     `source` (V, D) has the batch index of each slice of V slabs, D the longest; `valid` (V, D) is False where it is
-    only padding; `home` (B,) is where each slice is in the flattened (V * D). Both None where all are D long.
+    only padding; `home` (B,) is where each slice is in the flattened (V * D); `accompanied` (B,) is False for a slice
+    that is alone in its slab. All None where every slab has D slices.
     """
 
     count: int
@@ -26,6 +27,7 @@ class Slabs:
     source: Tensor | None = None
     valid: Tensor | None = None
     home: Tensor | None = None
+    accompanied: Tensor | None = None
 
     @classmethod
     def of(cls, depths: Sequence[int], device: torch.device) -> "Slabs":
@@ -40,7 +42,8 @@ class Slabs:
         valid = steps < lengths[:, None]
         first = lengths.cumsum(0) - lengths
         source = torch.where(valid, first[:, None] + steps, first[:, None])
-        return cls(len(depths), longest, source, valid, valid.flatten().nonzero().squeeze(1))
+        accompanied = (lengths > 1).repeat_interleave(lengths)
+        return cls(len(depths), longest, source, valid, valid.flatten().nonzero().squeeze(1), accompanied)
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, ...) -> (V, D, ...); padding repeats the slab's first slice."""
@@ -52,12 +55,6 @@ class Slabs:
         """(V, D, ...) -> (B, ...), without the padding."""
         flat = x.flatten(0, 1)
         return flat if self.home is None else flat[self.home]
-
-    def accompanied(self) -> Tensor | None:
-        """(B,) bool: the slices that are not alone in their slab; None where none is alone."""
-        if self.valid is None:
-            return None
-        return (self.valid.sum(dim=1, keepdim=True) > 1).expand_as(self.valid)[self.valid]
 
 
 def attend_depth(q: Tensor, k: Tensor, v: Tensor, table: Tensor, slabs: Slabs) -> Tensor:

@@ -131,8 +131,9 @@ def _look_along_depth(block: Block, qkv: Tensor, adapters: Any, slabs: Slabs) ->
     q, k, v = _heads(qkv, block.attn.num_heads).unbind(2)
     attended = attend_depth(q, k, v, adapters.relative_depth, slabs)
     added = adapters.depth.after(block.attn.proj, attended).unflatten(1, qkv.shape[1:3])
-    accompanied = slabs.accompanied()
-    return added if accompanied is None else added * accompanied.view(-1, 1, 1, 1)
+    if slabs.accompanied is None:
+        return added
+    return added * slabs.accompanied.view(-1, 1, 1, 1)
 
 
 def _heads(qkv: Tensor, heads: int) -> Tensor:

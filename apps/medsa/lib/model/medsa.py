@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lib.errors import AdapterError, CheckpointError
 from lib.model import decoder, encoder
 from lib.model.adapters import AdapterDims
-from lib.model.base import DECODER_BLOCKS, DECODER_WIDTH, BaseSpec, load_strictly
+from lib.model.base import DECODER_BLOCKS, DECODER_WIDTH, BaseSpec, check_fit
 from lib.model.compiled import Compiled
 from lib.model.depth import Slabs
 from lib.model.encoder import RunBlock
@@ -134,7 +134,7 @@ class MedSA(nn.Module):
         encoder.to_bfloat16(self.sam.image_encoder)
 
     def use_compile(self) -> None:
-        """Has torch.compile fuse each block of the encoder, which takes a minute at the first slice of each size."""
+        """Has torch.compile fuse each block of the encoder: half a minute at the first slice of each kind."""
         self._run_block = Compiled(encoder.run_block)
 
     def encode(self, planes: Tensor, depths: Sequence[int] | None = None) -> Tensor:
@@ -183,12 +183,16 @@ class MedSA(nn.Module):
         Raises AdapterError naming every key that does not fit; then the model is as it was.
         """
         dims = dims or self.dims
-        fresh = _new_adapters(self.spec, dims, len(self.labels))
         try:
-            load_strictly(fresh, tensors, "adapter")
-        except CheckpointError as error:
+            # Without memory, until it is known that they fit: the widths come from a file.
+            with torch.device("meta"):
+                adapters = _new_adapters(self.spec, dims, len(self.labels))
+            check_fit(adapters, tensors, "adapter")
+        except (CheckpointError, RuntimeError) as error:
             raise AdapterError(str(error)) from error
-        self.adapters, self.dims = fresh.to(self.sam.device), dims
+        adapters = adapters.to_empty(device=self.sam.device)
+        adapters.load_state_dict(tensors)
+        self.adapters, self.dims = adapters, dims
         self.trained = True
 
     def sibling(self) -> "MedSA":
