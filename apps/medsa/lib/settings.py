@@ -20,7 +20,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from lib.errors import SettingsError
 
@@ -33,9 +32,7 @@ PATCH_SIZE, SMALLEST_IMAGE, LARGEST_IMAGE = 16, 256, 1024
 
 def _checked_image_size(value: int) -> int:
     if not SMALLEST_IMAGE <= value <= LARGEST_IMAGE or value % PATCH_SIZE:
-        # One text for all that can be wrong, without the prefix that pydantic gives a ValueError.
-        allowed = f"a multiple of {PATCH_SIZE} from {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
-        raise PydanticCustomError("image_size", allowed)
+        raise ValueError(f"a multiple of {PATCH_SIZE} from {SMALLEST_IMAGE} to {LARGEST_IMAGE}")
     return value
 
 
@@ -241,7 +238,9 @@ def _settings_error(model: type[BaseModel], error: ValidationError, where: str) 
         return SettingsError(field, problem["input"], f"the keys {', '.join(_keys_beside(model, path))}")
     if problem["type"] == "missing":
         return SettingsError(field, None, "a value; this key is needed")
-    return SettingsError(field, problem["input"], problem["msg"].replace("\n", " "))
+    return SettingsError(
+        field, problem["input"], problem["msg"].removeprefix("Value error, ").replace("\n", " ")
+    )
 
 
 def _keys_beside(model: type[BaseModel], path: list[str]) -> list[str]:

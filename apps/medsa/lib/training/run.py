@@ -198,7 +198,12 @@ class _Run:
         model, base_sha256 = build_model()
         champion = self.releases.champion()
         if champion is not None:
+            configured = model.dims
             load_adapter(champion.folder, model, base_sha256, self.view.labels)
+            if model.dims != configured:
+                log.warning(
+                    "training goes on with the serving adapter's %s, not with %s", model.dims, configured
+                )
         return model.to(self.view.device), base_sha256
 
     def _scores(self, model: MedSA, who: str, training: Sequence[Case], validation: Sequence[Case]) -> Scores:
