@@ -6,9 +6,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cli
-from lib.settings import load_settings
+from lib.bases import catalog
+from lib.model.base import load_base
+from lib.settings import load_pretraining, load_settings
 from lib.training.releases import Releases
 
 
@@ -162,10 +165,53 @@ def test_simulate_at_no_server_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert "GET /info/" in capsys.readouterr().err
 
 
-def test_pretrain_writes_into_the_runs_folder_unless_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pretrain_writes_into_the_runs_folder_unless_told() -> None:
     options = cli.build_parser(["pretrain"]).parse_args(["pretrain"])
     assert options.out == Path("runs/vit_t")
-    assert (options.steps, options.decay_steps, options.seed) == (2300, 1000, 0)  # as README says
+    assert options.steps is None  # the recipe's
+
+
+def test_the_recipe_ends_at_the_size_that_serves() -> None:
+    recipe = load_pretraining(cli.APP_DIR / "configs" / "pretraining.yaml", {})
+    base = load_settings(cli.APP_DIR / "configs", {}).bases["vit_t"]
+    assert recipe.stages[-1].image_size == base.image_size
+    assert all(stage.image_size % base.patch_size == 0 for stage in recipe.stages)
+    assert recipe.decay_steps < sum(stage.steps for stage in recipe.stages)
+
+
+def test_pretrain_trains_shows_progress_and_keeps_curves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "1", "1", "--images", "1", "--workers", "0", "--threads", "1"]
+    assert cli.main(["pretrain", "--out", str(tmp_path), *options]) == 0
+    shown = capsys.readouterr().out
+    assert "step 2 of 2  256 px" in shown
+    spec = catalog(load_settings(cli.APP_DIR / "configs", {}), cli.APP_DIR).entries["vit_t"].spec
+    load_base(spec, tmp_path / "vit_t.safetensors")
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"loss", "learning_rate", "dice/prompt_1"} <= set(curves.Tags()["scalars"])
+    # The same again has nothing left to do.
+    assert cli.main(["pretrain", "--out", str(tmp_path), *options]) == 0
+    assert "step" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--steps", "5"], "--steps: [5] is not accepted; allowed: 2 numbers above 0"),
+        (["--steps", "0", "5"], "--steps: [0, 5] is not accepted"),
+        (["--learning-rate", "-1"], "learning_rate: '-1' is not accepted"),
+        (["--workers", "many"], "workers: 'many' is not accepted"),
+        (["--start", "no/such/file.pth"], "no such file"),
+    ],
+)
+def test_pretrain_names_what_does_not_fit(
+    options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["pretrain", "--out", str(tmp_path), *options]) == 2
+    message = capsys.readouterr().err
+    assert told in message
+    assert len(message.splitlines()) == 1
 
 
 def test_the_demo_task_has_the_labels_of_the_demo_studies() -> None:

@@ -14,6 +14,7 @@ from lib.settings import (
     ServingSettings,
     Settings,
     TrainingSettings,
+    load_pretraining,
     load_settings,
 )
 
@@ -221,3 +222,32 @@ class TestMistakesInFiles:
     def test_a_section_left_empty_has_the_defaults(self, configs: Path) -> None:
         (configs / "training.yaml").write_text("# nothing\n")
         assert load_settings(configs, {}).training == TrainingSettings()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("image_size: 128", "image_size: 100", "pretraining.yaml: stages.0.image_size: 100"),
+        ("round_shares: [0.22,", "round_shares: [-1,", "pretraining.yaml: round_shares.0: -1"),
+        ("ema_decay: 0.998", "ema_decay: 1.0", "pretraining.yaml: ema_decay: 1.0"),
+        ("images: 8", "images: eight", "pretraining.yaml: images: 'eight'"),
+        ("images: 8", "pictures: 8", "pretraining.yaml: "),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(configs: Path, old: str, new: str, told: str) -> None:
+    replace_in(configs / "pretraining.yaml", old, new)
+    with pytest.raises(SettingsError) as caught:
+        load_pretraining(configs / "pretraining.yaml", {})
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_without_any_round_is_refused(configs: Path) -> None:
+    with pytest.raises(SettingsError, match="round_shares needs a number above 0"):
+        load_pretraining(configs / "pretraining.yaml", {"round_shares": [0.0, 0.0]})
+
+
+def test_options_go_before_the_recipe(configs: Path) -> None:
+    recipe = load_pretraining(configs / "pretraining.yaml", {"seed": "7", "workers": "0"})
+    assert (recipe.seed, recipe.workers) == (7, 0)
+    assert recipe.learning_rate == load_pretraining(configs / "pretraining.yaml", {}).learning_rate

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lib.bases import choose_base
 from lib.model.catalog import build_model
 from lib.model.medsa import MedSA, PlanePrompts, SinglePrompt
-from lib.pretraining.shapes import draw_plane
+from lib.pretraining.batches import draw_slice
 from lib.prompts.simulate import interior_point
 from lib.settings import IntensitySettings, load_settings
 from lib.transforms.geometry import PlaneGeometry, plane_geometry, slice_axis, take_planes
@@ -76,12 +76,14 @@ def mean_dice(
 
 
 def test_it_segments_made_objects_it_has_not_seen(model: MedSA) -> None:
-    rng = np.random.default_rng(UNSEEN_SEED)
-    made = [draw_plane(rng, 256, 1) for _ in range(24)]
-    geometry = plane_geometry((256, 256, 1), (1.0, 1.0, 1.0), 2, model.spec.image_size, model.spec.mask_size)
+    rng, spec = np.random.default_rng(UNSEEN_SEED), model.spec
+    made = [draw_slice(rng, spec.image_size, spec.mask_size, 1) for _ in range(24)]
+    size = (spec.image_size, spec.image_size, 1)
+    geometry = plane_geometry(size, (1.0, 1.0, 1.0), 2, spec.image_size, spec.mask_size)
     # Model planes have rows first, voxel planes columns first.
-    planes = np.stack([plane.image.T for plane in made])
-    targets = np.stack([plane.targets[0].T for plane in made])
+    planes = np.stack([one.image.T for one in made])
+    factor = spec.image_size // spec.mask_size
+    targets = np.stack([np.kron(one.targets[0].mask.T, np.ones((factor, factor))) > 0 for one in made])
     box, click = mean_dice(model, planes, targets, geometry)
     assert box > 0.6
     assert click > 0.4

@@ -1,16 +1,17 @@
-"""The first prompts and the corrective clicks."""
+"""What a batch holds, and that it depends on its seed and number alone."""
 
 import numpy as np
 import torch
 
-from lib.model.decoder import BOX_START, NEGATIVE, PADDING, POSITIVE
-from lib.pretraining.batches import BOX, CARRIED, POINT, SyntheticBatches, correct, perturbed
+from lib.model.decoder import BOX_START, BOX_STOP, PADDING, POSITIVE
+from lib.pretraining.batches import BOX, CARRIED, POINT, Batch, SyntheticBatches, draw_slice
 
-SIZE, MASK = 64, 16
+SIZE, MASK = 64, 32
 
 
-def batches() -> list:
+def batches() -> list[Batch]:
     data = SyntheticBatches(seed=3, length=8, size=SIZE, mask_size=MASK, images=2, objects=3)
+    assert len(data) == 8
     return [data[index] for index in range(8)]
 
 
@@ -23,42 +24,46 @@ def test_a_batch_depends_on_its_seed_and_number_alone() -> None:
 
 def test_every_kind_of_prompt_points_at_its_object() -> None:
     seen = {POINT: 0, BOX: 0, CARRIED: 0}
+    carried_inside = []
     for batch in batches():
+        assert batch.owners.tolist() == [0, 0, 0, 1, 1, 1]
         for index, kind in enumerate(batch.kinds.tolist()):
             seen[kind] += 1
-            target = batch.targets[index]
+            target, labels = batch.targets[index], batch.point_labels[index].tolist()
             if kind == BOX:
-                assert batch.point_labels[index].tolist() == [BOX_START, BOX_START + 1]
+                assert labels == [BOX_START, BOX_STOP]
                 assert (batch.points_xy[index, 1] > batch.points_xy[index, 0]).all()
                 continue
-            assert batch.point_labels[index].tolist() == [POSITIVE, PADDING]
-            column, row = (batch.points_xy[index, 0] * MASK / SIZE).long().tolist()
+            assert labels == [POSITIVE, PADDING]
+            column, row = ((batch.points_xy[index, 0] + 0.5) * MASK / SIZE).long().tolist()
             if kind == POINT:
-                assert target[row, column] > 0
+                assert target[row, column] >= 0.5
+                assert not batch.masks[index].any()
             else:
-                assert batch.masks[index, 0, row, column] > 0
+                assert batch.masks[index, 0, row, column] >= 0
+                carried_inside.append(float(target[row, column] > 0))
     assert min(seen.values()) > 3
+    assert np.mean(carried_inside) > 0.6
 
 
-def test_the_corrective_click_lies_in_the_largest_error() -> None:
-    target = torch.zeros(3, MASK, MASK)
-    target[:, 2:10, 2:10] = 1
-    logits = torch.full((3, MASK, MASK), -5.0)
-    logits[1, :, :] = 5.0
-    logits[2, 2:10, 2:10] = 5.0
-    points, signs = correct(logits, target, SIZE // MASK)
-    assert signs.flatten().tolist() == [POSITIVE, NEGATIVE, PADDING]
-    rows, columns = (points[:2, 0, 1] / 4).long(), (points[:2, 0, 0] / 4).long()
-    assert target[0, rows[0], columns[0]] == 1
-    assert target[1, rows[1], columns[1]] == 0
+def test_objects_are_neither_too_small_nor_all_of_the_slice() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        made = draw_slice(rng, SIZE, MASK, 4)
+        assert made.image.shape == (SIZE, SIZE)
+        assert len(made.targets) == 4
+        for target in made.targets:
+            assert target.filled.shape == (MASK, MASK)
+            assert 6 <= target.mask.sum() <= 0.6 * MASK * MASK
 
 
-def test_a_perturbed_mask_resembles_the_mask() -> None:
-    mask = np.zeros((32, 32), dtype=np.float32)
-    mask[8:22, 10:24] = 1
-    overlaps, rng = [], np.random.default_rng(0)
+def test_padding_holds_no_object() -> None:
+    rng, padded = np.random.default_rng(1), 0
     for _ in range(30):
-        other = perturbed(rng, mask)
-        overlaps.append(2 * (other * mask).sum() / (other.sum() + mask.sum()))
-    assert 0.6 < np.mean(overlaps) < 0.98
-    assert min(overlaps) > 0.3
+        made = draw_slice(rng, SIZE, MASK, 2)
+        empty_rows = ~made.image.any(axis=1)
+        if empty_rows[-1]:
+            padded += 1
+            below = int(np.flatnonzero(~empty_rows)[-1]) + 2
+            assert all(not target.filled[below // 2 + 1 :].any() for target in made.targets)
+    assert padded > 3

@@ -39,7 +39,7 @@ def _checked_image_size(value: int) -> int:
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[int, Field(strict=True, ge=1, le=255)]
 PositiveInt = Annotated[int, Field(gt=0)]
-# All bases have patches of 16 pixels. Below 256 too few tokens are left, and none was trained above 1024.
+# Patches are 16 or 8 pixels. Below 256 too few tokens are left, and none was trained above 1024.
 ImageSize = Annotated[int, AfterValidator(_checked_image_size)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 AnyModel = TypeVar("AnyModel", bound="_Settings")
@@ -160,6 +160,37 @@ class ServingSettings(_Settings):
     state: Path | None = None
 
 
+class StageSettings(_Settings):
+    """A part of pretraining: `steps` steps at `image_size` pixels."""
+
+    image_size: Annotated[int, Field(ge=64, le=LARGEST_IMAGE, multiple_of=PATCH_SIZE)]
+    steps: PositiveInt
+
+
+class PretrainingSettings(_Settings):
+    """The recipe of the project's own base; `configs/pretraining.yaml` explains every key."""
+
+    stages: tuple[StageSettings, ...] = Field(min_length=1)
+    decay_steps: PositiveInt
+    warmup_steps: PositiveInt
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    images: PositiveInt
+    objects: PositiveInt
+    round_shares: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1, max_length=32)
+    ema_decay: float = Field(gt=0, lt=1)
+    seed: int = Field(ge=0)
+    checkpoint_seconds: float = Field(ge=0)
+    workers: int = Field(ge=0)
+    start: Path | None = None
+
+    @model_validator(mode="after")
+    def _some_round_is_possible(self) -> "PretrainingSettings":
+        if not sum(self.round_shares) > 0:
+            raise ValueError("round_shares needs a number above 0")
+        return self
+
+
 class Settings(_Settings):
     """Everything that is set, for one task."""
 
@@ -184,6 +215,11 @@ def load_settings(config_dir: Path, overrides: Mapping[str, str]) -> Settings:
     )
 
 
+def load_pretraining(path: Path, overrides: Mapping[str, Any]) -> PretrainingSettings:
+    """The recipe in the YAML file `path`, with `overrides` on top; raises SettingsError like `load_settings`."""
+    return _load_section(PretrainingSettings, path, overrides, "option ")
+
+
 def _check_keys(overrides: Mapping[str, str]) -> None:
     own = ["task", *TrainingSettings.model_fields, *ServingSettings.model_fields]
     for key, value in overrides.items():
@@ -206,11 +242,13 @@ def _load_bases(path: Path) -> dict[str, BaseModelSettings]:
     }
 
 
-def _load_section(model: type[AnyModel], path: Path, overrides: Mapping[str, str]) -> AnyModel:
+def _load_section(
+    model: type[AnyModel], path: Path, overrides: Mapping[str, Any], where: str = "--conf "
+) -> AnyModel:
     # The file alone first, so that an override never hides a mistake in it, nor is blamed for one.
     of_file = _validate(model, _read_yaml(path), f"{path.name}: ")
     given = {key: value for key, value in overrides.items() if key in model.model_fields}
-    return _validate(model, {**of_file.model_dump(), **given}, "--conf ")
+    return _validate(model, {**of_file.model_dump(), **given}, where)
 
 
 def _named(model: type[AnyModel], name: str, content: Any, where: str) -> AnyModel:

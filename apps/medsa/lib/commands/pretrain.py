@@ -1,34 +1,34 @@
 """`cli.py pretrain`: trains the project's own small base on made images."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from lib.bases import catalog
-from lib.pretraining.loop import PretrainConfig, Progress, pretrain
-from lib.settings import load_settings
+from lib.errors import InputError
+from lib.pretraining.loop import PretrainConfig, Progress, Stage, pretrain
+from lib.settings import PretrainingSettings, load_pretraining, load_settings
 
 OUT = Path("runs/vit_t")
+CONFIG = "pretraining.yaml"
+OVERRIDES = ("learning_rate", "decay_steps", "seed", "workers", "images", "start")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options, whose defaults are the recipe of the shipped weights."""
-    recipe = PretrainConfig()
+    """The options; the recipe itself stands in the config, and some of its keys can be overridden."""
     parser.add_argument(
-        "--out", type=Path, default=OUT, help=f"folder for the checkpoint and the weights (default {OUT})"
+        "--out", type=Path, default=OUT, help=f"folder for checkpoint, weights and curves (default {OUT})"
     )
-    parser.add_argument("--steps", type=int, default=recipe.steps, help=f"in all (default {recipe.steps})")
+    parser.add_argument("--config", type=Path, help=f"the recipe (default configs/{CONFIG})")
     parser.add_argument(
-        "--decay-steps",
-        type=int,
-        default=recipe.decay_steps,
-        help="over which the learning rate falls, at the end",
+        "--steps", type=int, nargs="+", metavar="N", help="steps of each stage, instead of the recipe's"
     )
-    parser.add_argument("--learning-rate", type=float, default=recipe.learning_rate)
-    parser.add_argument("--seed", type=int, default=recipe.seed)
-    parser.add_argument("--workers", type=int, default=recipe.workers, help="processes that make images")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the training itself")
+    for key in OVERRIDES:
+        parser.add_argument(f"--{key.replace('_', '-')}", help="instead of the recipe's")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the training itself (default 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -36,21 +36,44 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     """Trains, or goes on with a run that was stopped, and says where the weights are."""
     torch.set_num_threads(arguments.threads)
     spec = catalog(load_settings(app_dir / "configs", {}), app_dir).entries["vit_t"].spec
-    config = PretrainConfig(
-        steps=arguments.steps,
-        decay_steps=arguments.decay_steps,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-        workers=arguments.workers,
-    )
-    path = pretrain(spec, config, arguments.out, arguments.device, report=_show)
+    recipe = load_pretraining(arguments.config or app_dir / "configs" / CONFIG, _overrides(arguments))
+    with SummaryWriter(str(arguments.out / "tensorboard")) as writer:
+        path = pretrain(
+            spec, _config(recipe, arguments.steps), arguments.out, arguments.device, _reporter(writer)
+        )
     print(f"weights: {path}")
     return 0
 
 
-def _show(progress: Progress) -> None:
+def _overrides(arguments: argparse.Namespace) -> dict[str, str]:
+    return {key: value for key in OVERRIDES if (value := getattr(arguments, key)) is not None}
+
+
+def _config(recipe: PretrainingSettings, steps: list[int] | None) -> PretrainConfig:
+    values = recipe.model_dump()
+    stages = [Stage(**stage) for stage in values.pop("stages")]
+    if steps is not None and (len(steps) != len(stages) or min(steps) < 1):
+        raise InputError("--steps", steps, f"{len(stages)} numbers above 0, one for each stage")
+    if steps is not None:
+        stages = [Stage(stage.image_size, count) for stage, count in zip(stages, steps, strict=True)]
+    return PretrainConfig(stages=tuple(stages), **values)
+
+
+def _reporter(writer: SummaryWriter) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        writer.add_scalar("loss", progress.loss, progress.step)
+        writer.add_scalar("learning_rate", progress.learning_rate, progress.step)
+        writer.add_scalar("image_size", progress.image_size, progress.step)
+        for index, dice in enumerate(progress.dice_by_round):
+            writer.add_scalar(f"dice/prompt_{index + 1}", dice, progress.step)
+        print(_line(progress), flush=True)
+
+    return report
+
+
+def _line(progress: Progress) -> str:
     dice = " ".join(f"{value:.3f}" for value in progress.dice_by_round)
-    print(
-        f"step {progress.step}  loss {progress.loss:.3f}  Dice by round {dice}  {progress.seconds:.0f} s",
-        flush=True,
+    return (
+        f"step {progress.step} of {progress.total_steps}  {progress.image_size} px  loss {progress.loss:.3f}  "
+        f"Dice by prompt {dice}  {progress.step_seconds:.2f} s a step"
     )

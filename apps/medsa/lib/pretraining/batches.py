@@ -1,4 +1,4 @@
-"""Batches for pretraining: made planes, objects in them and the first prompt for each.
+"""Batches for pretraining: made slices, objects in them and the first prompt for each.
 
 A batch depends on nothing but the seed and its number, so a run that was stopped goes on with the same data.
 """
@@ -7,17 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from lib.model.decoder import BOX_START, BOX_STOP, NEGATIVE, PADDING, POSITIVE
-from lib.pretraining.shapes import draw_plane, smooth_fields
+from lib.model.decoder import BOX_START, BOX_STOP, PADDING, POSITIVE
+from lib.pretraining.appearance import draw_palette, paint
+from lib.pretraining.clicks import inner_point, jittered_box, perturbed
+from lib.pretraining.scenes import FloatArray, LabelSlice, MaskArray, Scene, connected_region, draw_scene
 
 POINT, BOX, CARRIED = 0, 1, 2  # the kinds of first prompt
-_KIND_SHARES = (0.5, 0.25, 0.25)
+_KIND_SHARES = (0.55, 0.27, 0.18)
 MASK_LOGIT = 8.0  # a mask prompt's certain pixels, in logits
+_SMALLEST, _LARGEST = 6, 0.5  # a target in mask pixels, and as a share of the slice
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,28 @@ class Batch:
     masks: Tensor
 
 
+@dataclass(frozen=True)
+class Target:
+    """An object to ask for: the share of each mask pixel (m, m) it fills, there and, if it is seen, one slice away."""
+
+    filled: FloatArray
+    neighbour: FloatArray | None
+
+    @property
+    def mask(self) -> MaskArray:
+        return np.asarray(self.filled >= 0.5)
+
+
+@dataclass(frozen=True)
+class MadeSlice:
+    """`image` (S, S), 0 to 255, and the objects in it that may be asked for."""
+
+    image: FloatArray
+    targets: list[Target]
+
+
 class SyntheticBatches(Dataset):
-    """Batch number `index` of the run with this seed."""
+    """Batch number `index` of the run with this seed; `size` is the image's side, `mask_size` the masks'."""
 
     def __init__(self, seed: int, length: int, size: int, mask_size: int, images: int, objects: int) -> None:
         self.seed, self.length, self.size, self.mask_size = seed, length, size, mask_size
@@ -50,93 +74,117 @@ class SyntheticBatches(Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng((self.seed, index))
-        planes = [draw_plane(rng, self.size, self.objects) for _ in range(self.images)]
-        images = torch.from_numpy(np.stack([plane.image for plane in planes]))[:, None]
-        full = torch.from_numpy(np.concatenate([plane.targets for plane in planes])).float()
-        factor = self.size // self.mask_size
-        targets = functional.avg_pool2d(full[:, None], factor)[:, 0]
-        kinds = rng.choice(3, size=len(targets), p=_KIND_SHARES)
-        prompts = [
-            _first_prompt(rng, int(kind), mask, low, factor)
-            for kind, mask, low in zip(kinds, full.numpy() > 0, targets.numpy(), strict=True)
-        ]
-        owners = torch.arange(self.images).repeat_interleave(self.objects)
-        points, labels, masks = (torch.from_numpy(np.stack(column)) for column in zip(*prompts, strict=True))
-        return Batch(images, targets, owners, torch.from_numpy(kinds), points, labels.long(), masks[:, None])
+        made = [draw_slice(rng, self.size, self.mask_size, self.objects) for _ in range(self.images)]
+        targets = [target for one in made for target in one.targets]
+        prompts = [_first_prompt(rng, target, self.size // self.mask_size) for target in targets]
+        kinds, points, labels, masks = (
+            torch.from_numpy(np.stack(part)) for part in zip(*prompts, strict=True)
+        )
+        return Batch(
+            images=torch.from_numpy(np.stack([one.image for one in made]))[:, None],
+            targets=torch.from_numpy(np.stack([target.filled for target in targets])),
+            owners=torch.arange(self.images).repeat_interleave(self.objects),
+            kinds=kinds,
+            points_xy=points,
+            point_labels=labels.long(),
+            masks=masks[:, None],
+        )
+
+
+def draw_slice(rng: np.random.Generator, size: int, mask_size: int, count: int) -> MadeSlice:
+    """A slice of a new scene with `count` objects to ask for (repeated where it holds fewer)."""
+    while True:
+        scene = draw_scene(rng)
+        here, away = scene.cut(0.0, size), scene.cut(rng.choice([-1, 1]) * rng.uniform(0.004, 0.05), size)
+        kept = _extent(rng, size)
+        targets = _pick_targets(rng, here, away, kept, mask_size, count)
+        if targets:
+            break
+    image = _painted(rng, scene, here, away)
+    chosen = [targets[index % len(targets)] for index in range(count)]
+    return MadeSlice(image * kept, chosen)
+
+
+def _painted(rng: np.random.Generator, scene: Scene, here: LabelSlice, away: LabelSlice) -> FloatArray:
+    """A third of the slices are thick: the next one shows through."""
+    seen = [here.labels, away.labels] if rng.random() < 0.35 else [here.labels]
+    return paint(rng, draw_palette(rng, scene.label_count), seen, here.labels.shape[0] / 256)
+
+
+def _extent(rng: np.random.Generator, size: int) -> MaskArray:
+    """(S, S): half of the slices are not square; their right or lower part is padding, without objects."""
+    kept = np.ones((size, size), dtype=bool)
+    if rng.random() < 0.5:
+        edge = int(size * rng.uniform(0.55, 0.98))
+        if rng.random() < 0.5:
+            kept[edge:] = False
+        else:
+            kept[:, edge:] = False
+    return kept
+
+
+def _pick_targets(
+    rng: np.random.Generator, here: LabelSlice, away: LabelSlice, kept: MaskArray, mask_size: int, count: int
+) -> list[Target]:
+    """Three quarters whole objects or their parts, the rest connected regions found at random places."""
+    targets: list[Target] = []
+    keys = list(here.objects)
+    for index in rng.permutation(len(keys)):
+        if len(targets) >= 3 * count // 4:
+            break
+        _add(targets, here.objects[keys[index]] & kept, away.objects.get(keys[index]), mask_size)
+    for _ in range(4 * count):
+        if len(targets) >= count:
+            break
+        row, column = (int(place) for place in rng.integers(0, len(kept), 2))
+        same = here.labels[row, column] == away.labels[row, column]
+        region = connected_region(here.labels, row, column) & kept
+        _add(targets, region, connected_region(away.labels, row, column) if same else None, mask_size)
+    return targets
+
+
+def _add(targets: list[Target], mask: MaskArray, neighbour: MaskArray | None, mask_size: int) -> None:
+    """Appends the mask's largest connected part, unless it is too small or too large to ask for."""
+    if mask.sum() < _SMALLEST or mask.sum() > _LARGEST * mask.size:
+        return
+    filled = _averaged(_largest_part(mask), mask_size)
+    if (filled >= 0.5).sum() < _SMALLEST:
+        return
+    away = None if neighbour is None else _averaged(neighbour, mask_size)
+    if away is not None and not (away >= 0.5).any():
+        away = None
+    targets.append(Target(filled, away))
+
+
+def _largest_part(mask: MaskArray) -> MaskArray:
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray(parts == sizes.argmax())
+
+
+def _averaged(mask: MaskArray, mask_size: int) -> FloatArray:
+    factor = mask.shape[0] // mask_size
+    tensor = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+    return functional.avg_pool2d(tensor, factor)[0, 0].numpy()
 
 
 def _first_prompt(
-    rng: np.random.Generator, kind: int, mask: np.ndarray, low: np.ndarray, factor: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points (2, 2), labels (2,) and mask logits (m, m) of one prompt of the given kind."""
-    blank = np.zeros_like(low)
+    rng: np.random.Generator, target: Target, factor: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], FloatArray]:
+    """Kind (), points (2, 2), labels (2,) and mask logits (m, m) of one prompt."""
+    kind, blank = int(rng.choice(3, p=_KIND_SHARES)), np.zeros_like(target.filled)
     if kind == BOX:
-        return _jittered_box(rng, mask), np.array([BOX_START, BOX_STOP]), blank
+        return np.array(kind), jittered_box(rng, target.mask, factor), np.array([BOX_START, BOX_STOP]), blank
+    labels = np.array([POSITIVE, PADDING])
     if kind == POINT:
-        point = _inner_point(rng, mask)
-        return np.array([point, (0, 0)], dtype=np.float32), np.array([POSITIVE, PADDING]), blank
-    neighbour = perturbed(rng, low)
-    depth = ndimage.distance_transform_edt(np.pad(neighbour > 0.5, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
-    point = ((column + 0.5) * factor - 0.5, (row + 0.5) * factor - 0.5)
-    logits = (MASK_LOGIT * (2 * neighbour - 1)).astype(np.float32)
-    return np.array([point, (0, 0)], dtype=np.float32), np.array([POSITIVE, PADDING]), logits
-
-
-def _inner_point(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, float]:
-    """A pixel (x, y) inside the mask: anywhere, or deeper inside as people click."""
-    rows, columns = np.nonzero(mask)
-    if rng.random() < 0.75:
-        top, left = rows.min(), columns.min()
-        part = np.pad(mask[top : rows.max() + 1, left : columns.max() + 1], 1)
-        depth = ndimage.distance_transform_edt(part)[1:-1, 1:-1]
-        inner_rows, inner_columns = np.nonzero(depth >= depth.max() * rng.uniform(0.2, 1.0))
-        rows, columns = inner_rows + top, inner_columns + left
-    chosen = rng.integers(len(rows))
-    return float(columns[chosen]), float(rows[chosen])
-
-
-def _jittered_box(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """The mask's bounding box (2, 2) as (x, y) of two corners, each side moved by up to a fifth of its length."""
-    rows, columns = np.nonzero(mask)
-    start = np.array([columns.min(), rows.min()], dtype=np.float32)
-    stop = np.array([columns.max() + 1, rows.max() + 1], dtype=np.float32)
-    moved = np.clip(rng.normal(0, 0.08, (2, 2)), -0.2, 0.2) * (stop - start)
-    return (np.stack([start, stop]) + moved - 0.5).astype(np.float32)
-
-
-def perturbed(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """What the same object may look like one slice away: grown or shrunk, bent and moved; (m, m), 0 or 1."""
-    inside = np.pad(mask > 0.5, 1)
-    if not inside.any():
-        return (mask > 0).astype(np.float32)
-    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
-    bend = smooth_fields(rng, 1, mask.shape[0], 6)[0] * rng.uniform(0, 1.5)
-    shift = np.rint(rng.normal(0, 0.8, 2)).astype(int)
-    moved = np.roll(distance[1:-1, 1:-1], shift, axis=(0, 1)) + bend + rng.normal(0, 1.0)
-    if not (moved > 0).any():
-        moved = distance[1:-1, 1:-1]
-    return (moved > 0).astype(np.float32)
-
-
-def correct(logits: Tensor, targets: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """A click on the largest error of each prediction (P, m, m): points (P, 1, 2), labels (P, 1)."""
-    wrong_out = ((logits > 0) & (targets < 0.5)).cpu().numpy()
-    wrong_in = ((logits <= 0) & (targets >= 0.5)).cpu().numpy()
-    clicks = [_deepest(missed, extra, factor) for missed, extra in zip(wrong_in, wrong_out, strict=True)]
-    points, labels = zip(*clicks, strict=True)
-    return torch.tensor(points).unsqueeze(1), torch.tensor(labels).unsqueeze(1)
-
-
-def _deepest(missed: np.ndarray, extra: np.ndarray, factor: int) -> tuple[tuple[float, float], int]:
-    """Where the error reaches deepest; padding when there is none."""
-    depth_missed, depth_extra = (
-        ndimage.distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1] if part.any() else np.zeros(part.shape)
-        for part in (missed, extra)
-    )
-    positive = depth_missed.max() >= depth_extra.max()
-    depth = depth_missed if positive else depth_extra
-    if depth.max() == 0:
-        return (0.0, 0.0), PADDING
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
-    return ((column + 0.5) * factor - 0.5, (row + 0.5) * factor - 0.5), POSITIVE if positive else NEGATIVE
+        points = np.array([inner_point(rng, target.mask, factor), (0, 0)], dtype=np.float32)
+        return np.array(kind), points, labels, blank
+    # Carried from the next slice: its mask as it is, or as a model might have got it.
+    known = perturbed(rng, target.mask) if target.neighbour is None else target.neighbour
+    if rng.random() < 0.5:
+        known = perturbed(rng, np.asarray(known >= 0.5))
+    points = np.array([inner_point(rng, np.asarray(known >= 0.5), factor), (0, 0)], dtype=np.float32)
+    return np.array(kind), points, labels, (MASK_LOGIT * (2 * known - 1)).astype(np.float32)

@@ -1,14 +1,15 @@
-"""Pretraining of a small base model on made images: resumable, seeded.
+"""Pretraining of a small base model on made images: in stages of growing image size, resumable, seeded.
 
-Learning rate: warm-up, constant, then linear decay over the last part of the run; the make-up of the loss changes over
-the same last part. So the length of a run need not be planned: until its decay begins it may be prolonged or cut.
+A stage is a size: first small images, where a step costs little, then the size that serves, with the positions of the
+stage before resized. Learning rate: warm-up at the start of each stage, constant, then linear decay over the last steps
+of the run; so until its decay begins the last stage may be prolonged or cut.
 """
 
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,45 +17,89 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from lib.errors import CheckpointError
 from lib.memory import keep_freed_memory
-from lib.model.base import BaseSpec, build_sam
-from lib.model.medsa import MedSA, PlanePrompts
-from lib.pretraining.batches import BOX, CARRIED, POINT, Batch, SyntheticBatches, correct
+from lib.model.base import BaseSpec, build_sam, load_base, load_strictly, resize_positions
+from lib.model.medsa import MedSA
+from lib.pretraining.batches import Batch, SyntheticBatches
+from lib.pretraining.rounds import Conversation, talk
 
-_QUALITY_WEIGHT = 0.5
-_BALANCED_WEIGHT = 0.3
+CHECKPOINT = "checkpoint.pt"
+REPORT_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`steps` steps at `image_size` pixels."""
+
+    image_size: int
+    steps: int
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """A whole recipe; the same recipe and seed give the same data in the same order."""
+    """A whole recipe; the same recipe and seed give the same data and clicks in the same order.
 
-    steps: int = 2300
-    decay_steps: int = 1000
-    warmup_steps: int = 150
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.05
-    images: int = 8
-    objects: int = 4
-    rounds: int = 3
-    ema_decay: float = 0.998
-    seed: int = 0
+    `round_shares` are the likelihoods of conversations of 1, 2, ... prompts; `start` is a file to begin from instead of
+    random weights.
+    """
+
+    stages: tuple[Stage, ...]
+    decay_steps: int
+    warmup_steps: int
+    learning_rate: float
+    weight_decay: float
+    images: int
+    objects: int
+    round_shares: tuple[float, ...]
+    ema_decay: float
+    seed: int
     checkpoint_seconds: float = 120.0
     workers: int = 1
+    start: Path | None = None
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Which stage `step` (of the whole run) is in, and how many of its steps came before."""
+        for index, stage in enumerate(self.stages):
+            if step < stage.steps:
+                return index, step
+            step -= stage.steps
+        return len(self.stages) - 1, self.stages[-1].steps + step
+
+    def rate(self, step: int) -> float:
+        """The learning rate."""
+        _, inside = self.place(step)
+        rise = min(1.0, (inside + 1) / self.warmup_steps)
+        return self.learning_rate * min(rise, (self.total_steps - step) / self.decay_steps)
+
+    def plain(self, step: int) -> float:
+        """The share of plain cross-entropy in the loss: from 0 to 1 while all stages but the last go on, then 1."""
+        before = self.total_steps - self.stages[-1].steps
+        return min(1.0, step / before) if before else 1.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Means over the steps since the last report; Dice at mask resolution, by round (1 first prompt, 2.. clicks)."""
+    """Means over the steps since the last report; Dice at mask resolution, by round (1 first prompt, 2.. clicks).
+
+    `seconds` are those of this session, `step_seconds` the time of one step.
+    """
 
     step: int
+    total_steps: int
+    image_size: int
     loss: float
     dice_by_round: tuple[float, ...]
+    learning_rate: float
     seconds: float
+    step_seconds: float
 
 
 def pretrain(
@@ -64,82 +109,156 @@ def pretrain(
     device: str = "cpu",
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Path:
-    """Trains, or goes on from `folder`/checkpoint.pt; writes and returns `folder`/<name>.safetensors (float16)."""
+    """Trains, or goes on from `folder`/checkpoint.pt; writes and returns `folder`/<name>.safetensors (float16).
+
+    Raises CheckpointError when the checkpoint or the file to start from is damaged or does not fit.
+    """
     keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    model = MedSA(build_sam(spec), spec, None).to(device).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizer = torch.optim.AdamW(
-        _groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
-    )
-    state = _State(model, average, optimizer, folder / "checkpoint.pt")
-    first = state.restore()
-    saved = started = time.monotonic()
+    run = _Run.restore_or_begin(spec, config, folder, device)
+    while run.step < config.total_steps:
+        if run.stage != config.place(run.step)[0]:
+            run = run.next_stage()
+        _train_stage(run, report)
+    run.save()
+    return run.export()
+
+
+def _train_stage(run: "_Run", report: Callable[[Progress], None]) -> None:
+    """The steps left of the run's stage."""
+    config = run.config
     window: list[tuple[float, tuple[float, ...]]] = []
-    for step, batch in zip(range(first, config.steps), _batches(spec, config, first), strict=False):
-        _set_rate(optimizer, config, step)
-        loss, dice = _losses(model, batch, spec, step, config, device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        window.append((loss.item(), dice))
-        if (step + 1) % 20 == 0:
-            report(_progress(step + 1, window, time.monotonic() - started))
-            window.clear()
-        if time.monotonic() - saved > config.checkpoint_seconds:
-            state.save(step + 1)
-            export(cast(MedSA, average.module), spec, folder)
+    saved = reported = started = time.monotonic()
+    for batch in _batches(run):
+        window.append(run.learn(batch))
+        now = time.monotonic()
+        if run.step % REPORT_STEPS == 0 or run.step == config.total_steps:
+            report(_progress(run, window, now - started, (now - reported) / len(window)))
+            window, reported = [], now
+        if now - saved > config.checkpoint_seconds:
+            run.save()
+            run.export()
             saved = time.monotonic()
-    state.save(config.steps)
-    return export(cast(MedSA, average.module), spec, folder)
 
 
-def export(model: MedSA, spec: BaseSpec, folder: Path) -> Path:
-    """Writes the base's tensors as float16, whole or not at all."""
-    path = folder / f"{spec.name}.safetensors"
+class _Run:
+    """The state of a run: networks, optimizer and the step it is at. Saved whole, so a stopped run goes on."""
+
+    def __init__(
+        self, spec: BaseSpec, config: PretrainConfig, folder: Path, device: str, stage: int, step: int
+    ) -> None:
+        self.base, self.config, self.folder, self.device = spec, config, folder, device
+        self.stage, self.step = stage, step
+        self.spec = dataclasses.replace(spec, image_size=config.stages[stage].image_size)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(config.seed)
+            self.model = MedSA(build_sam(self.spec), self.spec, None).to(device).train()
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
+        )
+
+    @classmethod
+    def restore_or_begin(cls, spec: BaseSpec, config: PretrainConfig, folder: Path, device: str) -> "_Run":
+        stored = _read_checkpoint(folder / CHECKPOINT)
+        if stored is not None:
+            step = int(stored["step"])
+            run = cls(spec, config, folder, device, int(stored["stage"]), step)
+            try:
+                for name, part in run._parts().items():
+                    part.load_state_dict(stored[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise CheckpointError(f"{folder / CHECKPOINT}: is of another recipe ({reason})") from error
+            return run
+        run = cls(spec, config, folder, device, 0, 0)
+        if config.start is not None:
+            sam, _ = load_base(run.spec, config.start)
+            for network in (run.model, run._averaged):
+                load_strictly(network.sam, sam.state_dict(), str(config.start))
+            run._go_on_averaging()
+        return run
+
+    @property
+    def _averaged(self) -> MedSA:
+        return cast(MedSA, self.average.module)
+
+    def _go_on_averaging(self) -> None:
+        """The average holds something: without this its first update would replace it."""
+        self.average.n_averaged.fill_(1)
+
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+
+    def next_stage(self) -> "_Run":
+        """The run at the next image size: the same weights, positions resized; the optimizer begins anew."""
+        run = _Run(self.base, self.config, self.folder, self.device, self.stage + 1, self.step)
+        for old, new in ((self.model, run.model), (self._averaged, run._averaged)):
+            load_strictly(new.sam, resize_positions(old.sam.state_dict(), run.spec), "the stage before")
+        run._go_on_averaging()
+        return run
+
+    def learn(self, batch: Batch) -> tuple[float, tuple[float, ...]]:
+        """One step; the loss and the Dice by round."""
+        config, step = self.config, self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        plan = Conversation.draw(config.seed, step, config.round_shares)
+        # Of its own for every step: a run that goes on asks what it would have asked.
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        loss, dice = talk(self.model, batch, plan, config.plain(step), generator, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        return loss.item(), dice
+
+    def save(self) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        partial = self.folder / f"{CHECKPOINT}.tmp"
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        torch.save({"step": self.step, "stage": self.stage, **states}, partial)
+        os.replace(partial, self.folder / CHECKPOINT)
+
+    def export(self) -> Path:
+        """Writes the averaged base's tensors as float16, whole or not at all."""
+        return export(
+            self._averaged.sam.state_dict(), self.spec, self.folder / f"{self.spec.name}.safetensors"
+        )
+
+
+def export(tensors: Mapping[str, Tensor], spec: BaseSpec, path: Path) -> Path:
+    """Writes a base's `tensors` as float16, whole or not at all; returns `path`."""
     partial = path.with_suffix(".tmp")
-    tensors = {key: value.detach().to("cpu", torch.float16) for key, value in model.sam.state_dict().items()}
-    save_file(tensors, partial, metadata={"spec": json.dumps(dataclasses.asdict(spec))})
+    halves = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()}
+    save_file(halves, partial, metadata={"spec": json.dumps(dataclasses.asdict(spec))})
     os.replace(partial, path)
     return path
 
 
-class _State:
-    """What a stopped run needs to go on."""
-
-    def __init__(
-        self, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, path: Path
-    ) -> None:
-        self.parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
-        self.path = path
-
-    def restore(self) -> int:
-        """The step to go on with; 0 when there is nothing to go on from."""
-        if not self.path.is_file():
-            return 0
-        stored = torch.load(self.path, map_location="cpu", weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(stored[name])
-        return int(stored["step"])
-
-    def save(self, step: int) -> None:
-        partial = self.path.with_suffix(".tmp")
-        torch.save({"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}, partial)
-        os.replace(partial, self.path)
+def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: cannot be read ({reason}); remove it to begin anew") from error
 
 
-def _batches(spec: BaseSpec, config: PretrainConfig, first: int) -> Iterator[Batch]:
+def _batches(run: _Run) -> Iterator[Batch]:
+    config, spec = run.config, run.spec
     data = SyntheticBatches(
-        config.seed, config.steps, spec.image_size, spec.mask_size, config.images, config.objects
+        config.seed, config.total_steps, spec.image_size, spec.mask_size, config.images, config.objects
     )
+    end = sum(stage.steps for stage in config.stages[: run.stage + 1])
     return iter(
         DataLoader(
             data,
             batch_size=None,
-            sampler=range(first, config.steps),
+            sampler=range(run.step, end),
             num_workers=config.workers,
             prefetch_factor=4 if config.workers else None,
             worker_init_fn=_one_thread,
@@ -160,110 +279,22 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int) -> None:
-    rise = min(1.0, (step + 1) / config.warmup_steps)
-    fall = 1 - _decayed(config, step)
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * min(rise, fall)
-
-
-def _decayed(config: PretrainConfig, step: int) -> float:
-    """Share of the decay that is over, 0 before it begins."""
-    return max(0.0, 1 - (config.steps - step) / config.decay_steps)
-
-
-def _losses(
-    model: MedSA, batch: Batch, spec: BaseSpec, step: int, config: PretrainConfig, device: str
-) -> tuple[Tensor, tuple[float, ...]]:
-    """The loss of one batch over one to `rounds` rounds of clicks, and the mean Dice after each round."""
-    targets, owners = batch.targets.to(device), batch.owners.to(device)
-    kinds = batch.kinds.to(device)
-    points, labels = batch.points_xy, batch.point_labels
-    masks, has_mask = batch.masks.to(device), kinds == CARRIED
-    total, dices = torch.zeros((), device=device), []
-    with torch.autocast(device.split(":")[0], torch.bfloat16):
-        embeddings = model.encode(batch.images.to(device).expand(-1, 3, -1, -1))[owners]
-    for turn in range(1 + step % config.rounds):
-        with torch.autocast(device.split(":")[0], torch.bfloat16):
-            prompts = PlanePrompts(points.to(device), labels.to(device), masks, has_mask)
-            answer = model.decode(embeddings, prompts)
-        logits, iou = answer.logits.float(), answer.iou.float()
-        ambiguous = (kinds == POINT) & (turn == 0)
-        total = total + _round_loss(logits, iou, targets, ambiguous, _decayed(config, step))
-        chosen, _ = type(answer)(logits, iou).choose(ambiguous)
-        chosen = chosen.detach()
-        dices.append(_hard_dice(chosen, targets).mean().item())
-        points, labels = _with_correction(points, labels, kinds, chosen, targets, turn, spec)
-        # Half of the time the next round sees the last answer, half of the time only the clicks.
-        keep = torch.rand(len(kinds)).to(device) < 0.5
-        masks, has_mask = chosen.unsqueeze(1).clamp(-20, 20), keep
-    return total, tuple(dices)
-
-
-def _with_correction(
-    points: Tensor, labels: Tensor, kinds: Tensor, chosen: Tensor, targets: Tensor, turn: int, spec: BaseSpec
-) -> tuple[Tensor, Tensor]:
-    """One more click a prompt. SAM's padding token stays last where there is no box."""
-    clicks, signs = correct(chosen, targets, spec.image_size // spec.mask_size)
-    boxed = (kinds == BOX).cpu().view(-1, 1)
-    padding = torch.where(boxed.unsqueeze(-1), clicks, torch.zeros_like(clicks))
-    if turn == 0:
-        # points hold (click, padding) or (corner, corner): the click goes before the padding, after the corners.
-        second = torch.where(boxed.unsqueeze(-1), points[:, 1:2], clicks)
-        second_sign = torch.where(boxed, labels[:, 1:2], signs)
-        last_sign = torch.where(boxed, signs, torch.full_like(signs, -1))
-        return (
-            torch.cat([points[:, :1], second, padding], dim=1),
-            torch.cat([labels[:, :1], second_sign, last_sign], dim=1),
-        )
-    return torch.cat([points, clicks], dim=1), torch.cat([labels, signs], dim=1)
-
-
-def _round_loss(logits: Tensor, iou: Tensor, targets: Tensor, ambiguous: Tensor, done: float) -> Tensor:
-    """logits (P, 4, m, m), iou (P, 4), targets (P, m, m); `done` is the share of the decay that is over."""
-    every = _mask_loss(logits, targets.unsqueeze(1).expand_as(logits), done)
-    loss = every[:, 0].mean()
-    if ambiguous.any():
-        loss = loss + every[ambiguous, 1:].amin(dim=1).mean()
-    true_iou = _hard_iou(logits.detach(), targets.unsqueeze(1))
-    quality = functional.mse_loss(iou, true_iou, reduction="none")
-    used = torch.ones_like(quality)
-    used[~ambiguous, 1:] = 0
-    return loss + _QUALITY_WEIGHT * (quality * used).sum() / used.sum()
-
-
-def _mask_loss(logits: Tensor, targets: Tensor, done: float) -> Tensor:
-    """Dice plus cross-entropy, (P, 4).
-
-    The cross-entropy is balanced between object and rest, without which training does not take off, and becomes plain
-    during the decay, so that the border is neither pushed out nor in.
-    """
-    probability = logits.sigmoid()
-    overlap = (probability * targets).sum((-2, -1))
-    dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + targets.sum((-2, -1)) + 1)
-    entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    inside = (entropy * targets).sum((-2, -1)) / (targets.sum((-2, -1)) + 1)
-    outside = (entropy * (1 - targets)).sum((-2, -1)) / ((1 - targets).sum((-2, -1)) + 1)
-    balanced = _BALANCED_WEIGHT * (inside + outside)
-    return dice + (1 - done) * balanced + done * 2 * entropy.mean((-2, -1))
-
-
-def _hard_iou(logits: Tensor, targets: Tensor) -> Tensor:
-    predicted, true = logits > 0, targets >= 0.5
-    union = (predicted | true).sum((-2, -1))
-    return (predicted & true).sum((-2, -1)) / union.clamp(min=1)
-
-
-def _hard_dice(logits: Tensor, targets: Tensor) -> Tensor:
-    iou = _hard_iou(logits, targets)
-    return 2 * iou / (1 + iou)
-
-
-def _progress(step: int, window: list[tuple[float, tuple[float, ...]]], seconds: float) -> Progress:
+def _progress(
+    run: _Run, window: list[tuple[float, tuple[float, ...]]], seconds: float, step_seconds: float
+) -> Progress:
     rounds = max(len(dice) for _, dice in window)
     by_round = [
         sum(dice[turn] for _, dice in window if len(dice) > turn)
         / sum(len(dice) > turn for _, dice in window)
         for turn in range(rounds)
     ]
-    return Progress(step, sum(loss for loss, _ in window) / len(window), tuple(by_round), seconds)
+    return Progress(
+        step=run.step,
+        total_steps=run.config.total_steps,
+        image_size=run.spec.image_size,
+        loss=sum(loss for loss, _ in window) / len(window),
+        dice_by_round=tuple(by_round),
+        learning_rate=run.config.rate(run.step - 1),
+        seconds=seconds,
+        step_seconds=step_seconds,
+    )
