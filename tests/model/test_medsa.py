@@ -231,3 +231,31 @@ def test_an_adapter_that_does_not_fit_is_named_and_changes_nothing(
     with pytest.raises(AdapterError, match=key):
         model.load_adapter_state(tensors)
     assert all(torch.equal(value, before[name]) for name, value in model.adapter_state().items())
+
+
+def test_a_large_map_is_decoded_in_bfloat16_where_it_serves(tiny_spec: BaseSpec) -> None:
+    spec = dataclasses.replace(tiny_spec, image_size=128, patch_size=4)
+    torch.manual_seed(0)
+    model = MedSA(build_sam(spec), spec, None).eval()
+    embeddings = torch.randn(2, 256, spec.grid, spec.grid)
+    prompts = PlanePrompts.stack([SinglePrompt([(20.0, 30.0, 1)]), SinglePrompt(box_xyxy=(8, 8, 90, 70))])
+    with torch.inference_mode():
+        exact = model.decode(embeddings, prompts)
+        model.use_bfloat16()
+        rounded = model.decode(embeddings, prompts)
+    assert rounded.logits.dtype == rounded.iou.dtype == torch.float32
+    assert not torch.equal(rounded.logits, exact.logits)
+    assert (rounded.logits - exact.logits).abs().max() < 0.05 * exact.logits.std() + 0.02
+    # With gradients the caller says what it multiplies in.
+    torch.testing.assert_close(model.decode(embeddings, prompts).logits, exact.logits)
+
+
+def test_a_small_map_is_decoded_in_float32(tiny_spec: BaseSpec) -> None:
+    torch.manual_seed(0)
+    model = MedSA(build_sam(tiny_spec), tiny_spec, None).eval()
+    embeddings = torch.randn(1, 256, tiny_spec.grid, tiny_spec.grid)
+    prompts = PlanePrompts.stack([SinglePrompt([(20.0, 30.0, 1)])])
+    with torch.inference_mode():
+        exact = model.decode(embeddings, prompts)
+        model.use_bfloat16()
+        assert torch.equal(model.decode(embeddings, prompts).logits, exact.logits)

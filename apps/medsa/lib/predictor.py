@@ -124,10 +124,7 @@ class Predictor:
         return _to_voxels(found, embeddings, SlicePlan({}, slices, {}))
 
     def decode(self, embeddings: Tensor, prompts: Sequence[SinglePrompt]) -> Masks:
-        """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU.
-
-        In float32 also where encoding is not: a few hundred tokens gain nothing from bfloat16, outlines lose.
-        """
+        """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU."""
         stacked = PlanePrompts.stack(prompts).to(self.device)
         with self._model_lock, torch.inference_mode():
             masks = self.model.decode(embeddings, stacked)

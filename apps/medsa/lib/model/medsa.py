@@ -21,6 +21,8 @@ from lib.model.depth import Slabs
 from lib.model.encoder import RunBlock
 
 Precision = Literal["float32", "bfloat16"]
+# Image tokens from which on the decoder, too, is quicker in bfloat16 than the rounding of its weights costs.
+ROUNDED_DECODER_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ class MedSA(nn.Module):
     def use_bfloat16(self) -> None:
         """Rounds the frozen encoder for good: half of the memory, and several times faster where it is native.
 
-        The decoder stays float32: a few hundred tokens gain nothing, outlines lose.
+        The decoder's weights stay float32; without gradients and on maps of 1024 tokens or more it multiplies in
+        bfloat16.
         """
         encoder.to_bfloat16(self.sam.image_encoder)
 
@@ -162,6 +165,17 @@ class MedSA(nn.Module):
 
     def decode(self, embeddings: Tensor, prompts: PlanePrompts) -> Masks:
         """Embeddings (P, 256, g, g), one a prompt, and P prompts -> P mask sets."""
+        if (
+            self.precision == "float32"
+            or torch.is_grad_enabled()
+            or self.spec.grid**2 < ROUNDED_DECODER_TOKENS
+        ):
+            return self._decode(embeddings, prompts)
+        with torch.autocast(embeddings.device.type, torch.bfloat16):
+            masks = self._decode(embeddings, prompts)
+        return Masks(masks.logits.float(), masks.iou.float())
+
+    def _decode(self, embeddings: Tensor, prompts: PlanePrompts) -> Masks:
         prompt_encoder = self.sam.prompt_encoder
         tokens = decoder.embed_points(prompt_encoder, prompts.points_xy, prompts.point_labels)
         if self.trained and prompts.label_ids is not None:

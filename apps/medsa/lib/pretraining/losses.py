@@ -18,9 +18,10 @@ def round_loss(
 ) -> Tensor:
     """The loss of one round, a scalar.
 
-    `targets` (P, m, m) are shares of a pixel, `ambiguous` (P,) the lone clicks, `points` their places (P, N, 2) in model
-    pixels of an image `size` wide and their labels (P, N). `plain` is the share of plain cross-entropy, else balanced.
-    An ambiguous prompt is judged by the best of its three masks, as in SAM (Kirillov et al., arXiv 2304.02643).
+    `targets` (P, m, m) are shares of a pixel, `ambiguous` (P,) the lone clicks, `points` the prompts' places (P, N, 2)
+    in model pixels of an image `size` wide, and labels (P, N). `plain` is the share of plain cross-entropy; the rest
+    is balanced. An ambiguous prompt is judged by the best of its three masks, as in SAM (Kirillov et al.,
+    arXiv 2304.02643).
     """
     truth = targets.unsqueeze(1)
     first = answer.logits[:, :1].float()

@@ -26,7 +26,7 @@ class Conversation:
 
     @classmethod
     def draw(cls, seed: int, step: int, shares: Sequence[float]) -> "Conversation":
-        """For a step: `shares` are the likelihoods of 1, 2, ... rounds. The first and the last round are learned from."""
+        """For a step: `shares` are the likelihoods of 1, 2, ... rounds. The first and the last are learned from."""
         rounds = random.Random(f"{seed}/{step}").choices(range(1, len(shares) + 1), shares)[0]
         return cls(rounds, tuple({0, rounds - 1}))
 

@@ -196,8 +196,10 @@ def _lay(labels: LabelArray, shape: Shape, value: int, z: float) -> dict[tuple[i
     if shape.core_is_own or not shape.core:
         labels[inside] = value
         labels[core] = value + 1
-        whole = {(value, value + 1): inside}
-        return whole | {(value + 1,): core, (value,): inside & ~core} if core.any() else whole
+        parts: dict[tuple[int, ...], MaskArray] = {(value, value + 1): inside}
+        if core.any():
+            parts |= {(value + 1,): core, (value,): inside & ~core}
+        return parts
     # A wall around what was there before, as a thin organ wall or the skull is.
     labels[inside & ~core] = value
     return {(value,): inside & ~core}
