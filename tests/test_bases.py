@@ -49,7 +49,8 @@ def test_the_shipped_base_runs_at_other_sizes(size: int) -> None:
     settings = load_settings(APP / "configs", {"base": "vit_t", "device": "cpu", "image_size": str(size)})
     model, _ = build_model(choose_base(settings, APP, None), ("object",))
     with torch.inference_mode():
-        assert model.encode(torch.zeros(1, 3, size, size)).shape == (1, 256, size // 16, size // 16)
+        grid = size // model.spec.patch_size
+        assert model.encode(torch.zeros(1, 3, size, size)).shape == (1, 256, grid, grid)
 
 
 def test_the_small_base_keeps_its_promised_size() -> None:

@@ -10,6 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 import lib
+from lib.bases import catalog
 from lib.embeddings import EmbeddingCache
 from lib.errors import NotFoundError
 from lib.model.base import BaseSpec, build_sam, load_base
@@ -17,7 +18,7 @@ from lib.model.decoder import BOX_START, BOX_STOP, NEGATIVE, POSITIVE
 from lib.model.medsa import Masks, MedSA, PlanePrompts
 from lib.predictor import Prediction, Predictor
 from lib.prompts.promptset import Box, PromptSet
-from lib.settings import IntensitySettings
+from lib.settings import IntensitySettings, load_settings
 from lib.volume import Volume
 
 WINDOW = IntensitySettings(kind="window", window_hu=(0.0, 255.0))
@@ -420,7 +421,8 @@ def test_threads_of_the_network_are_not_touched(tiny_model: MedSA) -> None:
 @pytest.mark.skipif(not SHIPPED.is_file(), reason=f"no {SHIPPED.name} in apps/medsa/weights")
 @pytest.mark.parametrize("shape", [(40, 36, 24), (64, 64, 12)])
 def test_the_shipped_base_finds_a_bright_ellipsoid_from_one_click(shape: tuple[int, int, int]) -> None:
-    spec = BaseSpec("vit_t", 256, 16, 192, 6, 3, (2, 5), 8)
+    app = SHIPPED.parents[1]
+    spec = catalog(load_settings(app / "configs", {}), app).entries["vit_t"].spec
     sam, _ = load_base(spec, SHIPPED)
     middle = tuple(size // 2 for size in shape)
     body = ellipsoid(shape, middle, tuple(size * 0.3 for size in shape))

@@ -73,7 +73,7 @@ class TestShipped:
             assert base.encoder_width % base.encoder_heads == 0
             assert max(base.global_blocks) == base.encoder_depth - 1
             assert base.image_size % base.patch_size == 0
-            assert base.patch_size == PATCH_SIZE
+            assert PATCH_SIZE % base.patch_size == 0
             assert SMALLEST_IMAGE <= base.image_size <= LARGEST_IMAGE
 
 
@@ -172,7 +172,7 @@ class TestMistakesInFiles:
             ("tasks/demo.yaml", "slice_axis: auto", "slice_axis: z", "tasks/demo.yaml: slice_axis: 'z' "),
             ("tasks/demo.yaml", "description:", "text:", "tasks/demo.yaml: description: None "),
             ("tasks/demo.yaml", "description:", "name:", "tasks/demo.yaml: name: "),
-            ("bases.yaml", "patch_size: 16", "patch_size: 0", "bases.yaml: vit_t.patch_size: 0 "),
+            ("bases.yaml", "patch_size: 16", "patch_size: 0", "bases.yaml: vit_b.patch_size: 0 "),
             (
                 "bases.yaml",
                 "hyper_layers: 2",
