@@ -39,6 +39,7 @@ from base_walker import walker_dice  # noqa: E402
 from network import Figure, described, judged, machine, unmeasured  # noqa: E402
 
 from lib.bases import choose_base, encoder_precision  # noqa: E402
+from lib.model.base import file_sha256  # noqa: E402
 from lib.model.catalog import build_model  # noqa: E402
 from lib.model.medsa import MedSA  # noqa: E402
 from lib.settings import load_settings  # noqa: E402
@@ -116,11 +117,11 @@ def measure_all(model: MedSA, options: argparse.Namespace) -> tuple[dict[str, Fo
         started = time.perf_counter()
         try:
             members = SETS[name](options.data)
+            members = evenly(members, options.cases or len(members))
+            found[name] = measure_set(model, members, options.feedback, options.baseline_slices)
         except MissingSetError as error:
             print(f"{name} is missing: {error}", flush=True)
             continue
-        members = evenly(members, options.cases or len(members))
-        found[name] = measure_set(model, members, options.feedback, options.baseline_slices)
         seconds = time.perf_counter() - started
         count = len(found[name].records)
         print(f"{name}: {len(members)} volumes, {count} object slices, {seconds:.0f} s", flush=True)
@@ -139,7 +140,9 @@ def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Name
     )
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS), metavar="NAME")
     parser.add_argument("--cases", type=positive, metavar="N", help="volumes of each set (default: all)")
-    parser.add_argument("--baseline-slices", type=int, default=40, metavar="N", help="of each set, at most")
+    parser.add_argument(
+        "--baseline-slices", type=positive, default=40, metavar="N", help="of each set, at most"
+    )
     parser.add_argument("--feedback", choices=get_args(Feedback), default="previous")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of torch")
     parser.add_argument("--data", type=Path, default=data, help="folder of the data sets")
@@ -147,11 +150,10 @@ def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Name
 
 
 def positive(text: str) -> int:
-    """An option that counts something; raises ValueError, which argparse reports."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(f"{value}: allowed: 1 or more")
-    return value
+    """An option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; allowed: a whole number above 0")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,15 +164,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model, weights = load_model(options.weights)
     figures = model_figures(model, weights)
     found, missing = measure_all(model, options)
-    figures = [*all_figures(found, missing), *figures]
+    lacking = [f"without {', '.join(missing)}"] if missing else []
+    if options.cases:
+        lacking.append(f"on {options.cases} volumes a set")
+    figures = [*all_figures(found, "; ".join(lacking)), *figures]
     bins = calibration(record for entry in found.values() for record in entry.records)
     print(table(found), calibration_table(bins), "\n".join(map(described, figures)), sep="\n\n")
-    if missing:
-        print(f"\nnot measured: {', '.join(missing)}; means over sets are not judged")
+    if lacking:
+        print(f"\nmeans over sets are not judged: {'; '.join(lacking)}")
     if options.json is not None:
         content = {
             "machine": machine(),
-            "options": {"weights": weights.name, "feedback": options.feedback, "cases": options.cases},
+            "options": {
+                "weights": weights.name,
+                "sha256": file_sha256(weights),
+                "feedback": options.feedback,
+                "cases": options.cases,
+                "baseline_slices": options.baseline_slices,
+            },
             "missing": missing,
             "figures": [json_entry(figure) for figure in figures],
             "calibration": bins,

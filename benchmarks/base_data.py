@@ -154,10 +154,12 @@ def load_slices(member: Member, image_size: int, mask_size: int) -> Slices:
 
     `image_size` and `mask_size` are the model's, in pixels.
     """
-    volume = load_volume(member.image)
+    volume, labelled = load_volume(member.image), load_volume(member.label)
+    if labelled.shape_ijk != volume.shape_ijk or not np.allclose(labelled.affine, volume.affine, atol=1e-3):
+        raise MissingSetError(f"{member.label}: is not on the grid of {member.image}")
     axis = slice_axis(volume.spacing_mm)
     geometry = plane_geometry(volume.shape_ijk, volume.spacing_mm, axis, image_size, mask_size)
-    label = take_planes(load_volume(member.label).array, axis, range(volume.shape_ijk[axis]))
+    label = take_planes(labelled.array, axis, range(volume.shape_ijk[axis]))
     shown = objects_in_slices(label, member.objects)
     indices = sorted({index for _, index, _ in shown})
     planes = take_planes(to_model_range(volume.array, member.intensity), axis, indices)

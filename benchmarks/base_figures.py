@@ -113,13 +113,12 @@ def calibration(records: Iterable[Record]) -> list[dict[str, float | int | None]
 # --- figures ---
 
 
-def all_figures(found: Mapping[str, Found], missing: Sequence[str]) -> list[Figure]:
-    """The means over the sets with their bars, then each set; without `missing` sets a mean is not judged."""
+def all_figures(found: Mapping[str, Found], lacking: str = "") -> list[Figure]:
+    """The means over the sets with their bars, then each set; a mean that is `lacking` something is not judged."""
     rows = {name: set_row(entry.records) for name, entry in found.items()}
     means = mean_figures(mean_row(rows.values()), rows)
-    if missing or not found:
-        note = f"without {', '.join(missing)}"
-        means = [replace(figure, holds=None, note=note) for figure in means]
+    if lacking or not found:
+        means = [replace(figure, holds=None, note=lacking) for figure in means]
     figures = [*means, *baseline_figures("mean over sets", *baseline_means(found))]
     for name, row in rows.items():
         figures += set_figures(name, row, len(found[name].records))

@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "apps" / "medsa"), str(ROOT / "benchmarks")]
 
-from network import machine  # noqa: E402 (a folder, not a package)
+from network import entry_of, judged, machine  # noqa: E402 (a folder, not a package)
 
 from lib.memory import keep_freed_memory  # noqa: E402
 from lib.model.base import BaseSpec, build_sam  # noqa: E402
@@ -104,10 +104,7 @@ def main() -> int:
             flush=True,
         )
         name = f"{size} px, patch {patch}, width {width}, depth {depth}: one slice"
-        holds = found["encode"] <= BAR_MS
-        figures.append(
-            {"name": name, "value": found["encode"], "unit": "ms", "bar": f"<= {BAR_MS:g}", "holds": holds}
-        )
+        figures.append(entry_of(judged(name, found["encode"], "ms", f"<= {BAR_MS:g}")))
     if options.json is not None:
         options.json.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
     return 0

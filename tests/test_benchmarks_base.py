@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -232,6 +233,25 @@ def test_a_missing_set_says_where_it_was_looked_for(name: str, tmp_path: Path) -
         base_data.SETS[name](tmp_path)
 
 
+@pytest.mark.parametrize("change", ["shape", "affine"])
+def test_a_label_on_another_grid_is_refused(change: str, tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    image, label = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((20, 24, 4)), affine), image)
+    shape = (20, 24, 5) if change == "shape" else (20, 24, 4)
+    turned = affine * [[-1], [1], [1], [1]] if change == "affine" else affine
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape, dtype=np.uint8), turned), label)
+    with pytest.raises(base_data.MissingSetError, match="not on the grid"):
+        base_data.load_slices(base_data.Member(image, label, {"object": 1}), 64, 16)
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "some"])
+def test_counts_have_to_be_above_0(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        base.options_of_this_run(["--cases", value])
+    assert f"{value!r} is not accepted; allowed: a whole number above 0" in capsys.readouterr().err
+
+
 # --- the walker ---
 
 
@@ -309,8 +329,8 @@ def by_name(figures: Sequence[base.Figure]) -> dict[str, base.Figure]:
 
 
 def test_a_missed_bar_does_not_hold() -> None:
-    low = by_name(base_figures.all_figures({"made": found_of(record_of(RISING))}, ()))
-    high = by_name(base_figures.all_figures({"made": found_of(record_of([0.8] * 10, 0.8))}, ()))
+    low = by_name(base_figures.all_figures({"made": found_of(record_of(RISING))}))
+    high = by_name(base_figures.all_figures({"made": found_of(record_of([0.8] * 10, 0.8))}))
     assert low["mean over sets: Dice, box"].holds is False
     assert high["mean over sets: Dice, box"].holds is True
     assert high["mean over sets: Dice, box (aim)"].holds is False
@@ -324,8 +344,8 @@ def test_a_missed_bar_does_not_hold() -> None:
 def test_every_extra_click_has_to_help_on_every_set() -> None:
     rises, stays = found_of(record_of(RISING)), found_of(record_of([0.8] * 10))
     name = "every extra click helps on every set"
-    assert by_name(base_figures.all_figures({"a": rises}, ()))[name].holds is True
-    figures = by_name(base_figures.all_figures({"a": rises, "b": stays}, ()))
+    assert by_name(base_figures.all_figures({"a": rises}))[name].holds is True
+    figures = by_name(base_figures.all_figures({"a": rises, "b": stays}))
     assert figures[name].holds is False
     assert figures["a: every extra click helps"].holds is True
     assert figures["b: every extra click helps"].holds is False
@@ -333,14 +353,16 @@ def test_every_extra_click_has_to_help_on_every_set() -> None:
 
 
 def test_means_without_some_sets_are_not_judged() -> None:
-    figures = by_name(base_figures.all_figures({"made": found_of(record_of([0.9] * 10, 0.9))}, ["other"]))
+    figures = by_name(
+        base_figures.all_figures({"made": found_of(record_of([0.9] * 10, 0.9))}, "without other")
+    )
     figure = figures["mean over sets: Dice, box"]
     assert (figure.value, figure.holds, figure.note) == (pytest.approx(0.9), None, "without other")
     assert figures["made: every extra click helps"].holds is False
 
 
 def test_what_has_no_bar_has_no_verdict_in_the_file() -> None:
-    figures = by_name(base_figures.all_figures({"made": found_of(record_of(RISING))}, ()))
+    figures = by_name(base_figures.all_figures({"made": found_of(record_of(RISING))}))
     entry = base_figures.json_entry(figures["mean over sets: random walker, box"])
     assert (entry["value"], entry["bar"], entry["holds"]) == (0.5, None, None)
     judged = base_figures.json_entry(figures["mean over sets: Dice, box"])

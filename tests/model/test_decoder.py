@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lib.model import decoder
 from lib.model.adapters import AdapterDims, PromptArm
 from lib.model.base import BaseSpec, build_sam
 from lib.model.medsa import MedSA, PlanePrompts, SinglePrompt
@@ -125,3 +126,13 @@ def test_exactly_what_is_saved_learns(arm: PromptArm, tiny_spec: BaseSpec) -> No
     (answer.logits.square().mean() + answer.iou.square().mean()).backward()
     learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learned == {f"adapters.{key}" for key in model.adapter_state()}
+
+
+def test_bfloat16_does_not_move_a_click(tiny_spec: BaseSpec) -> None:
+    torch.manual_seed(0)
+    prompt_encoder = build_sam(tiny_spec).prompt_encoder
+    points, labels = torch.rand(3, 5, 2) * 64, torch.ones(3, 5, dtype=torch.long)
+    exact = decoder.embed_points(prompt_encoder, points, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = decoder.embed_points(prompt_encoder, points, labels)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=1e-6)

@@ -6,14 +6,8 @@ import torch
 from scipy import ndimage
 
 from lib.model.decoder import NEGATIVE, PADDING, POSITIVE
-from lib.pretraining.clicks import (
-    correct,
-    erosion_depth,
-    inner_point,
-    interior_depth,
-    jittered_box,
-    perturbed,
-)
+from lib.pretraining.clicks import correct, erosion_depth, inner_point, rough_box
+from lib.prompts.simulate import interior_depth
 
 MASK, FACTOR = 32, 4
 
@@ -45,29 +39,11 @@ def test_the_first_click_lies_inside_and_often_in_the_middle() -> None:
 
 def test_a_box_is_near_the_objects_bounds_in_model_pixels() -> None:
     rng = np.random.default_rng(0)
-    boxes = np.array([jittered_box(rng, square(), FACTOR) for _ in range(200)])
+    boxes = np.array([rough_box(rng, square(), FACTOR) for _ in range(200)])
     exact = np.array([[10, 8], [24, 22]]) * FACTOR - 0.5
     np.testing.assert_allclose(boxes.mean(0), exact, atol=1.5)
     assert (np.abs(boxes - exact) <= 0.2 * 14 * FACTOR + 1e-3).all()
     assert boxes.std(0).min() > 1
-
-
-def test_the_depth_of_a_mask_reaches_to_the_arrays_edge() -> None:
-    mask = np.zeros((8, 8), dtype=bool)
-    mask[:3] = True
-    assert interior_depth(mask)[:3].max() == 2
-    assert not interior_depth(np.zeros((8, 8), dtype=bool)).any()
-
-
-def test_a_perturbed_mask_resembles_the_mask_and_is_never_empty() -> None:
-    rng, mask = np.random.default_rng(0), square()
-    overlaps = []
-    for _ in range(60):
-        other = perturbed(rng, mask)
-        overlaps.append(2 * (other * mask).sum() / (other.sum() + mask.sum()))
-    assert 0.7 < np.mean(overlaps) < 0.98
-    assert min(overlaps) > 0
-    assert perturbed(rng, np.eye(MASK, dtype=bool)).any()
 
 
 def test_the_corrective_click_lies_in_the_deepest_error() -> None:

@@ -57,27 +57,34 @@ class _Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("cut_at", [20, 40], ids=["at the end of a stage", "within the last stage"])
+# The report of a step comes before its checkpoint, which is written after every step here: 21 leaves one of step 20,
+# at the very end of a stage, and 22 one of the first step of the next.
+@pytest.mark.parametrize("saved_at", [10, 20, 21])
 def test_a_run_cut_off_goes_on_as_if_it_had_not_been(
-    tiny_spec: BaseSpec, tmp_path: Path, cut_at: int
+    tiny_spec: BaseSpec, tmp_path: Path, saved_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = with_steps(20, 30)
+    monkeypatch.setattr("lib.pretraining.loop.REPORT_STEPS", 1)
+    config = with_steps(20, 6)
 
     def stop(progress: Progress) -> None:
-        if progress.step == cut_at:
+        if progress.step == saved_at + 1:
             raise _Stop
 
     with pytest.raises(_Stop):
         pretrain(tiny_spec, config, tmp_path / "cut", report=stop)
-    saved = torch.load(tmp_path / "cut" / CHECKPOINT, weights_only=True)["step"]
-    assert (
-        saved == cut_at - 1
-    )  # the report comes first; no more than a step is lost with a checkpoint at each
+    assert torch.load(tmp_path / "cut" / CHECKPOINT, weights_only=True)["step"] == saved_at
     resumed, whole = (load_file(pretrain(tiny_spec, config, tmp_path / name)) for name in ("cut", "whole"))
     assert resumed.keys() == whole.keys()
     for key, value in whole.items():
         torch.testing.assert_close(resumed[key], value, msg=key)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_finished_run_can_be_prolonged(tiny_spec: BaseSpec, tmp_path: Path) -> None:
+    pretrain(tiny_spec, with_steps(2, 1), tmp_path)
+    seen: list[Progress] = []
+    pretrain(tiny_spec, with_steps(2, 3), tmp_path, report=seen.append)
+    assert [progress.step for progress in seen] == [5]
 
 
 def test_a_run_can_begin_from_weights_of_another_size(tiny_spec: BaseSpec, tmp_path: Path) -> None:
@@ -109,8 +116,39 @@ def test_a_damaged_checkpoint_is_named(tiny_spec: BaseSpec, tmp_path: Path, cont
     assert (tmp_path / CHECKPOINT).read_bytes() == content
 
 
+@pytest.mark.parametrize("content", [torch.zeros(2), {}, {"step": 3}], ids=["tensor", "empty", "incomplete"])
+def test_what_is_no_checkpoint_of_a_run_is_named(
+    tiny_spec: BaseSpec, tmp_path: Path, content: object
+) -> None:
+    torch.save(content, tmp_path / CHECKPOINT)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: is no checkpoint of a pretraining"):
+        pretrain(tiny_spec, CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (dataclasses.replace(with_steps(2, 2), seed=1), "seed 0, not 1"),
+        (dataclasses.replace(with_steps(2, 2), learning_rate=1e-3), "learning_rate 0.002, not 0.001"),
+        (dataclasses.replace(with_steps(2, 2), images=3), "images 2, not 3"),
+        (dataclasses.replace(with_steps(2, 2), start=Path("x.pth")), "start 'None', not 'x.pth'"),
+        (with_steps(3, 2), "steps of the stages before the last"),
+        (dataclasses.replace(CONFIG, stages=(Stage(64, 4),)), "image sizes"),
+        (with_steps(2, 1), "is at step 4; allowed: a recipe of at least as many, not 3"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_recipe_only(
+    tiny_spec: BaseSpec, tmp_path: Path, changed: PretrainConfig, told: str
+) -> None:
+    pretrain(tiny_spec, with_steps(2, 2), tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        pretrain(tiny_spec, changed, tmp_path)
+    assert told in str(caught.value)
+    assert CHECKPOINT in str(caught.value)
+
+
 def test_a_checkpoint_of_another_network_is_refused(tiny_spec: BaseSpec, tmp_path: Path) -> None:
     pretrain(tiny_spec, with_steps(1, 1), tmp_path)
     other = dataclasses.replace(tiny_spec, encoder_depth=3)
-    with pytest.raises(CheckpointError, match="of another recipe"):
+    with pytest.raises(CheckpointError, match="of another network"):
         pretrain(other, with_steps(1, 2), tmp_path)

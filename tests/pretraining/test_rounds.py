@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 
 from lib.model.base import BaseSpec, build_sam
@@ -70,16 +71,21 @@ def test_the_last_answer_is_shown_to_some_of_the_next_prompts() -> None:
     assert 0.5 < sum(shown) / len(shown) < 0.8
 
 
-def test_gradients_come_from_the_learned_rounds(tiny_spec: BaseSpec) -> None:
+def test_gradients_come_from_the_learned_rounds(tiny_spec: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = MedSA(build_sam(tiny_spec), tiny_spec, None).train()
     data = SyntheticBatches(0, 1, tiny_spec.image_size, tiny_spec.mask_size, images=1, objects=2)[0]
-    for plan in (Conversation(1, (0,)), Conversation(3, (0, 2))):
-        model.zero_grad()
-        loss, dices = talk(model, data, plan, 0.5, torch.Generator().manual_seed(0), "cpu")
-        loss.backward()
-        assert len(dices) == plan.rounds
-        assert all(0 <= dice <= 1 for dice in dices)
-        without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-        # The mask prompt is used where a prompt has one; SAM's positions of the image are no parameter.
-        assert all("mask_downscaling" in name or "point_embeddings" in name for name in without)
+    decode, learned = model.decode, []
+
+    def watched(*arguments: torch.Tensor) -> Masks:
+        learned.append(torch.is_grad_enabled())
+        return decode(*arguments)
+
+    monkeypatch.setattr(model, "decode", watched)
+    loss, dices = talk(model, data, Conversation(4, (0, 3)), 0.5, torch.Generator().manual_seed(0), "cpu")
+    loss.backward()
+    assert learned == [True, False, False, True]
+    assert len(dices) == 4
+    assert all(0 <= dice <= 1 for dice in dices)
+    for part in (model.sam.image_encoder, model.sam.mask_decoder):
+        assert all(parameter.grad is not None for parameter in part.parameters())

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -179,16 +180,17 @@ class PretrainingSettings(_Settings):
     objects: PositiveInt
     round_shares: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1, max_length=32)
     ema_decay: float = Field(gt=0, lt=1)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=1 << 31)
     checkpoint_seconds: float = Field(ge=0)
     workers: int = Field(ge=0)
     start: Path | None = None
 
-    @model_validator(mode="after")
-    def _some_round_is_possible(self) -> "PretrainingSettings":
-        if not sum(self.round_shares) > 0:
-            raise ValueError("round_shares needs a number above 0")
-        return self
+    @field_validator("round_shares")
+    @classmethod
+    def _some_round_is_possible(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not sum(value) > 0:
+            raise ValueError("numbers of which one at least is above 0")
+        return value
 
 
 class Settings(_Settings):

@@ -37,10 +37,12 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     torch.set_num_threads(arguments.threads)
     spec = catalog(load_settings(app_dir / "configs", {}), app_dir).entries["vit_t"].spec
     recipe = load_pretraining(arguments.config or app_dir / "configs" / CONFIG, _overrides(arguments))
+    config = _config(recipe, arguments.steps)
+    if config.stages[-1].image_size != spec.image_size:
+        sizes = [stage.image_size for stage in config.stages]
+        raise InputError("stages: image sizes", sizes, f"the last is {spec.name}'s own, {spec.image_size}")
     with SummaryWriter(str(arguments.out / "tensorboard")) as writer:
-        path = pretrain(
-            spec, _config(recipe, arguments.steps), arguments.out, arguments.device, _reporter(writer)
-        )
+        path = pretrain(spec, config, arguments.out, arguments.device, _reporter(writer))
     print(f"weights: {path}")
     return 0
 

@@ -31,7 +31,9 @@ def embed_points(encoder: PromptEncoder, points_xy: Tensor, labels: Tensor) -> T
 
     Box corners are points with labels 2 and 3, as in SAM; -1 is SAM's own padding token.
     """
-    tokens = encoder.pe_layer.forward_with_coords(points_xy + 0.5, encoder.input_image_size)
+    # Never in bfloat16: it would move a click by a third of a pixel.
+    with torch.autocast(points_xy.device.type, enabled=False):
+        tokens = encoder.pe_layer.forward_with_coords(points_xy + 0.5, encoder.input_image_size)
     padding = (labels == PADDING).unsqueeze(-1)
     tokens = torch.where(padding, torch.zeros_like(tokens), tokens)
     # Row 0 of the table is the padding's own embedding, rows 1 to 4 those of the four kinds of points.

@@ -181,7 +181,8 @@ class MedSA(nn.Module):
         if self.trained and prompts.label_ids is not None:
             tokens = torch.cat([tokens, self._label_tokens(prompts.label_ids)], dim=1)
         dense = decoder.embed_masks(prompt_encoder, prompts.masks, prompts.has_mask, len(prompts))
-        positions = prompt_encoder.get_dense_pe()
+        with torch.autocast(embeddings.device.type, enabled=False):
+            positions = prompt_encoder.get_dense_pe()
         logits, iou = decoder.decode(
             self.sam.mask_decoder, embeddings, positions, tokens, dense, self._part("decoder")
         )

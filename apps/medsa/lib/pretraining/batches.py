@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 
 from lib.model.decoder import BOX_START, BOX_STOP, PADDING, POSITIVE
 from lib.pretraining.appearance import draw_palette, paint
-from lib.pretraining.clicks import inner_point, jittered_box, perturbed
+from lib.pretraining.clicks import inner_point, rough_box
 from lib.pretraining.scenes import FloatArray, LabelSlice, MaskArray, Scene, connected_region, draw_scene
+from lib.prompts.simulate import perturbed_mask
 
 POINT, BOX, CARRIED = 0, 1, 2  # the kinds of first prompt
 _KIND_SHARES = (0.55, 0.27, 0.18)
@@ -132,28 +133,38 @@ def _pick_targets(
     for index in rng.permutation(len(keys)):
         if len(targets) >= 3 * count // 4:
             break
-        _add(targets, here.objects[keys[index]] & kept, away.objects.get(keys[index]), mask_size)
+        _add(targets, here.objects[keys[index]], away.objects.get(keys[index]), kept, mask_size)
     for _ in range(4 * count):
         if len(targets) >= count:
             break
         row, column = (int(place) for place in rng.integers(0, len(kept), 2))
         same = here.labels[row, column] == away.labels[row, column]
-        region = connected_region(here.labels, row, column) & kept
-        _add(targets, region, connected_region(away.labels, row, column) if same else None, mask_size)
+        region = connected_region(here.labels, row, column)
+        neighbour = connected_region(away.labels, row, column) if same else None
+        _add(targets, region, neighbour, kept, mask_size)
     return targets
 
 
-def _add(targets: list[Target], mask: MaskArray, neighbour: MaskArray | None, mask_size: int) -> None:
+def _add(
+    targets: list[Target], mask: MaskArray, neighbour: MaskArray | None, kept: MaskArray, mask_size: int
+) -> None:
     """Appends the mask's largest connected part, unless it is too small or too large to ask for."""
-    if mask.sum() < _SMALLEST or mask.sum() > _LARGEST * mask.size:
+    part = _largest_part(mask & kept)
+    if part.sum() < _SMALLEST or part.sum() > _LARGEST * part.size:
         return
-    filled = _averaged(_largest_part(mask), mask_size)
+    filled = _averaged(part, mask_size)
     if (filled >= 0.5).sum() < _SMALLEST:
         return
-    away = None if neighbour is None else _averaged(neighbour, mask_size)
+    away = None if neighbour is None else _averaged(_parts_that_touch(neighbour & kept, part), mask_size)
     if away is not None and not (away >= 0.5).any():
         away = None
     targets.append(Target(filled, away))
+
+
+def _parts_that_touch(mask: MaskArray, other: MaskArray) -> MaskArray:
+    """Those connected parts of `mask` that overlap `other`."""
+    parts, _ = ndimage.label(mask)
+    return np.isin(parts, np.unique(parts[other & mask])) & mask
 
 
 def _largest_part(mask: MaskArray) -> MaskArray:
@@ -177,14 +188,14 @@ def _first_prompt(
     """Kind (), points (2, 2), labels (2,) and mask logits (m, m) of one prompt."""
     kind, blank = int(rng.choice(3, p=_KIND_SHARES)), np.zeros_like(target.filled)
     if kind == BOX:
-        return np.array(kind), jittered_box(rng, target.mask, factor), np.array([BOX_START, BOX_STOP]), blank
+        return np.array(kind), rough_box(rng, target.mask, factor), np.array([BOX_START, BOX_STOP]), blank
     labels = np.array([POSITIVE, PADDING])
     if kind == POINT:
         points = np.array([inner_point(rng, target.mask, factor), (0, 0)], dtype=np.float32)
         return np.array(kind), points, labels, blank
     # Carried from the next slice: its mask as it is, or as a model might have got it.
-    known = perturbed(rng, target.mask) if target.neighbour is None else target.neighbour
-    if rng.random() < 0.5:
-        known = perturbed(rng, np.asarray(known >= 0.5))
+    known = target.filled if target.neighbour is None else target.neighbour
+    if target.neighbour is None or rng.random() < 0.5:
+        known = perturbed_mask(np.asarray(known >= 0.5), rng).astype(np.float32)
     points = np.array([inner_point(rng, np.asarray(known >= 0.5), factor), (0, 0)], dtype=np.float32)
     return np.array(kind), points, labels, (MASK_LOGIT * (2 * known - 1)).astype(np.float32)

@@ -7,12 +7,12 @@ one of theirs, along a side. Points are (x, y) in model pixels, a pixel's centre
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from lib.model.decoder import NEGATIVE, PADDING, POSITIVE
-from lib.pretraining.scenes import FloatArray, MaskArray, upsampled
+from lib.pretraining.scenes import MaskArray
+from lib.prompts.simulate import interior_depth
 
 _BOX_JITTER = 0.08  # standard deviation of an edge, as a share of the box's side
 
@@ -34,34 +34,13 @@ def inner_point(rng: np.random.Generator, mask: MaskArray, factor: int) -> tuple
     return float(x), float(y)
 
 
-def jittered_box(rng: np.random.Generator, mask: MaskArray, factor: int) -> NDArray[np.float32]:
-    """The mask's bounding box (2, 2) as (x, y) of two corners, each edge moved by up to a fifth of its side."""
+def rough_box(rng: np.random.Generator, mask: MaskArray, factor: int) -> NDArray[np.float32]:
+    """A box (2, 2) as (x, y) of two corners, each edge off the mask's bounds by up to a fifth of the side."""
     rows, columns = np.nonzero(mask)
     start = np.array([columns.min(), rows.min()], dtype=np.float32)
     stop = np.array([columns.max() + 1, rows.max() + 1], dtype=np.float32)
     moved = np.clip(rng.normal(0, _BOX_JITTER, (2, 2)), -0.2, 0.2) * (stop - start)
     return ((np.stack([start, stop]) + moved) * factor - 0.5).astype(np.float32)
-
-
-def perturbed(rng: np.random.Generator, mask: MaskArray) -> FloatArray:
-    """The mask as another model might have given it: grown or shrunk, bent and moved; (m, m), 0 or 1."""
-    distance = interior_depth(mask) - interior_depth(~mask)
-    size = mask.shape[0]
-    bend = upsampled(rng.standard_normal((1, 6, 6), dtype=np.float32), size)[0] * rng.uniform(0, size / 40)
-    shift = np.rint(rng.normal(0, size / 80, 2)).astype(int)
-    moved = np.roll(distance, shift, axis=(0, 1)) + bend + rng.normal(0, size / 64)
-    return ((moved if (moved > 0).any() else distance) > 0).astype(np.float32)
-
-
-def interior_depth(mask: MaskArray) -> FloatArray:
-    """Distance of each pixel of the mask to the nearest one outside, which all beyond the array is; in its pixels."""
-    depth = np.zeros(mask.shape, dtype=np.float32)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return depth
-    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    depth[window] = ndimage.distance_transform_edt(np.pad(mask[window], 1))[1:-1, 1:-1]
-    return depth
 
 
 @torch.no_grad()
@@ -89,7 +68,7 @@ def correct(
 
 
 def erosion_depth(masks: Tensor) -> Tensor:
-    """Masks (P, n, m, m) of 0 and 1 -> how many erosions by turns of 8 and 4 neighbours each pixel survives, plus one.
+    """Masks (P, n, m, m) of 0 and 1 -> how many erosions by turns of 4 and 8 neighbours each pixel survives, plus one.
 
     An octagon's distance, nearly the Euclidean one, and for a whole batch at once; beyond the array is outside.
     """

@@ -57,8 +57,8 @@ class PretrainConfig:
     round_shares: tuple[float, ...]
     ema_decay: float
     seed: int
-    checkpoint_seconds: float = 120.0
-    workers: int = 1
+    checkpoint_seconds: float
+    workers: int
     start: Path | None = None
 
     @property
@@ -80,16 +80,28 @@ class PretrainConfig:
         return self.learning_rate * min(rise, (self.total_steps - step) / self.decay_steps)
 
     def plain(self, step: int) -> float:
-        """The share of plain cross-entropy in the loss: from 0 to 1 while all stages but the last go on, then 1."""
-        before = self.total_steps - self.stages[-1].steps
-        return min(1.0, step / before) if before else 1.0
+        """The share of plain cross-entropy in the loss: from 0 to 1 while all stages but the last go on, then 1.
+
+        Where there is one stage only, until the decay begins.
+        """
+        last = self.stages[-1].steps if len(self.stages) > 1 else self.decay_steps
+        return min(1.0, step / max(1, self.total_steps - last))
+
+    def identity(self) -> dict[str, Any]:
+        """What a run cannot change on its way: all but how it is carried out, and how long its last stage is."""
+        free = ("checkpoint_seconds", "workers", "decay_steps", "stages")
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
+        values["start"] = str(self.start)
+        sizes = [stage.image_size for stage in self.stages]
+        earlier = [stage.steps for stage in self.stages[:-1]]
+        return {**values, "image sizes": sizes, "steps of the stages before the last": earlier}
 
 
 @dataclass(frozen=True)
 class Progress:
     """Means over the steps since the last report; Dice at mask resolution, by round (1 first prompt, 2.. clicks).
 
-    `seconds` are those of this session, `step_seconds` the time of one step.
+    `step_seconds` is the time of one step.
     """
 
     step: int
@@ -98,7 +110,6 @@ class Progress:
     loss: float
     dice_by_round: tuple[float, ...]
     learning_rate: float
-    seconds: float
     step_seconds: float
 
 
@@ -126,16 +137,15 @@ def pretrain(
 
 def _train_stage(run: "_Run", report: Callable[[Progress], None]) -> None:
     """The steps left of the run's stage."""
-    config = run.config
     window: list[tuple[float, tuple[float, ...]]] = []
-    saved = reported = started = time.monotonic()
+    saved = reported = time.monotonic()
     for batch in _batches(run):
         window.append(run.learn(batch))
         now = time.monotonic()
-        if run.step % REPORT_STEPS == 0 or run.step == config.total_steps:
-            report(_progress(run, window, now - started, (now - reported) / len(window)))
+        if run.step % REPORT_STEPS == 0 or run.step == run.stage_end:
+            report(_progress(run, window, (now - reported) / len(window)))
             window, reported = [], now
-        if now - saved > config.checkpoint_seconds:
+        if now - saved > run.config.checkpoint_seconds:
             run.save()
             run.export()
             saved = time.monotonic()
@@ -160,16 +170,17 @@ class _Run:
 
     @classmethod
     def restore_or_begin(cls, spec: BaseSpec, config: PretrainConfig, folder: Path, device: str) -> "_Run":
-        stored = _read_checkpoint(folder / CHECKPOINT)
+        path = folder / CHECKPOINT
+        stored = _read_checkpoint(path)
         if stored is not None:
-            step = int(stored["step"])
-            run = cls(spec, config, folder, device, int(stored["stage"]), step)
+            _check_recipe(stored, config, path)
+            run = cls(spec, config, folder, device, stored["stage"], stored["step"])
             try:
                 for name, part in run._parts().items():
                     part.load_state_dict(stored[name])
-            except (KeyError, RuntimeError, ValueError) as error:
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
-                raise CheckpointError(f"{folder / CHECKPOINT}: is of another recipe ({reason})") from error
+                raise CheckpointError(f"{path}: is of another network ({reason})") from error
             return run
         run = cls(spec, config, folder, device, 0, 0)
         if config.start is not None:
@@ -178,6 +189,11 @@ class _Run:
                 load_strictly(network.sam, sam.state_dict(), str(config.start))
             run._go_on_averaging()
         return run
+
+    @property
+    def stage_end(self) -> int:
+        """The step at which the stage is over."""
+        return sum(stage.steps for stage in self.config.stages[: self.stage + 1])
 
     @property
     def _averaged(self) -> MedSA:
@@ -219,7 +235,8 @@ class _Run:
         """Writes the checkpoint, whole or not at all."""
         partial = self.folder / f"{CHECKPOINT}.tmp"
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        torch.save({"step": self.step, "stage": self.stage, **states}, partial)
+        recipe = self.config.identity()
+        torch.save({"step": self.step, "stage": self.stage, "recipe": recipe, **states}, partial)
         os.replace(partial, self.folder / CHECKPOINT)
 
     def export(self) -> Path:
@@ -242,10 +259,30 @@ def _read_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+        stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: cannot be read ({reason}); remove it to begin anew") from error
+    if not isinstance(stored, dict) or not {"step", "stage", "recipe"} <= stored.keys():
+        raise CheckpointError(f"{path}: is no checkpoint of a pretraining; remove it to begin anew")
+    return stored
+
+
+def _check_recipe(stored: Mapping[str, Any], config: PretrainConfig, path: Path) -> None:
+    """Raises CheckpointError naming what the run in `path` was begun with and `config` has otherwise."""
+    differing = [
+        f"{key} {stored['recipe'].get(key)!r}, not {value!r}"
+        for key, value in config.identity().items()
+        if stored["recipe"].get(key) != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path}: was begun with {'; '.join(differing)}; go on with that, or choose another folder"
+        )
+    if stored["step"] > config.total_steps:
+        raise CheckpointError(
+            f"{path}: is at step {stored['step']}; allowed: a recipe of at least as many, not {config.total_steps}"
+        )
 
 
 def _batches(run: _Run) -> Iterator[Batch]:
@@ -253,12 +290,11 @@ def _batches(run: _Run) -> Iterator[Batch]:
     data = SyntheticBatches(
         config.seed, config.total_steps, spec.image_size, spec.mask_size, config.images, config.objects
     )
-    end = sum(stage.steps for stage in config.stages[: run.stage + 1])
     return iter(
         DataLoader(
             data,
             batch_size=None,
-            sampler=range(run.step, end),
+            sampler=range(run.step, run.stage_end),
             num_workers=config.workers,
             prefetch_factor=4 if config.workers else None,
             worker_init_fn=_one_thread,
@@ -271,7 +307,7 @@ def _one_thread(worker: int) -> None:
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; biases, norms and tokens don't."""
+    """What has two or more axes decays: matrices, kernels, tokens, position tables; biases and norms don't."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -279,9 +315,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _progress(
-    run: _Run, window: list[tuple[float, tuple[float, ...]]], seconds: float, step_seconds: float
-) -> Progress:
+def _progress(run: _Run, window: list[tuple[float, tuple[float, ...]]], step_seconds: float) -> Progress:
     rounds = max(len(dice) for _, dice in window)
     by_round = [
         sum(dice[turn] for _, dice in window if len(dice) > turn)
@@ -295,6 +329,5 @@ def _progress(
         loss=sum(loss for loss, _ in window) / len(window),
         dice_by_round=tuple(by_round),
         learning_rate=run.config.rate(run.step - 1),
-        seconds=seconds,
         step_seconds=step_seconds,
     )

@@ -23,8 +23,17 @@ def interior_point(mask: BoolArray) -> tuple[int, ...]:
     mask.
     """
     window = _bounding_box(mask)
-    depth = _depth(mask[window])
+    depth = interior_depth(mask[window])
     return _offset(np.unravel_index(int(depth.argmax()), depth.shape), window)
+
+
+def interior_depth(mask: BoolArray, spacing: Sequence[float] | None = None) -> NDArray[np.float64]:
+    """Distance of each voxel of `mask` (any number of axes) to the nearest one outside, 0 outside.
+
+    In voxels, or in the unit of `spacing`. All beyond the array is outside.
+    """
+    padded = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing)
+    return np.asarray(padded[(slice(1, -1),) * mask.ndim])
 
 
 def first_click(truth: BoolArray, axis: int) -> Voxel:
@@ -72,7 +81,7 @@ def next_click(
 def random_click(mask: BoolArray, rng: np.random.Generator) -> tuple[int, int]:
     """A pixel of `mask` (u, v), likelier the deeper it lies inside. Raises InputError for an empty mask."""
     window = _bounding_box(mask)
-    depth = _depth(mask[window]).ravel()
+    depth = interior_depth(mask[window]).ravel()
     drawn = int(np.searchsorted(np.cumsum(depth), rng.random() * depth.sum(), side="right"))
     shape = tuple(part.stop - part.start for part in window)
     u, v = _offset(np.unravel_index(drawn, shape), window)
@@ -99,7 +108,7 @@ def perturbed_mask(mask: BoolArray, rng: np.random.Generator) -> BoolArray:
 
     Never empty: where nothing would be left, `mask` itself.
     """
-    radius = float(_depth(mask[_bounding_box(mask)]).max())
+    radius = float(interior_depth(mask[_bounding_box(mask)]).max())
     margin = int(2 * radius) + 4
     window = _bounding_box(mask, margin)
     padded = np.pad(mask[window], 1)  # the distance to the border needs some outside
@@ -135,17 +144,11 @@ def _largest_region(errors: BoolArray, truth: BoolArray) -> tuple[BoolArray, boo
 
 
 def _deepest(region: BoolArray, axis: int, spacing_mm: Sequence[float]) -> tuple[int, ...]:
-    depth = _depth(region, spacing_mm)
+    depth = interior_depth(region, spacing_mm)
     candidates = np.argwhere(depth >= depth.max() - 1e-9)
     areas = region.sum(axis=tuple(other for other in range(3) if other != axis))
     best = int(areas[candidates[:, axis]].argmax())
     return tuple(int(index) for index in candidates[best])
-
-
-def _depth(mask: BoolArray, spacing: Sequence[float] | None = None) -> NDArray[np.float64]:
-    """Distance of each voxel of `mask` to the nearest one outside; all beyond the array is outside."""
-    padded = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing)
-    return np.asarray(padded[(slice(1, -1),) * mask.ndim])
 
 
 def _bounding_box(mask: BoolArray, margin: int = 0) -> tuple[slice, ...]:
