@@ -39,6 +39,7 @@ from base_walker import walker_dice  # noqa: E402
 from network import Figure, described, judged, machine, unmeasured  # noqa: E402
 
 from lib.bases import choose_base, encoder_precision  # noqa: E402
+from lib.memory import keep_freed_memory  # noqa: E402
 from lib.model.base import file_sha256  # noqa: E402
 from lib.model.catalog import build_model  # noqa: E402
 from lib.model.medsa import MedSA  # noqa: E402
@@ -161,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of_this_run(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `make serve` has it
     model, weights = load_model(options.weights)
     figures = model_figures(model, weights)
     found, missing = measure_all(model, options)
