@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from base_user import Record
+from base_user import Honoured, Record
 from network import NO_BAR, Figure, entry_of, judged, unmeasured
 
 AT_CLICKS = (1, 3, 5, 10)
@@ -19,6 +19,11 @@ HONOURED = {
     "inside": "positive clicks inside after 5 clicks",
     "outside": "negative clicks outside after 5 clicks",
 }
+BY_NETWORK = {
+    "clicks": "network: clicks",
+    "inside": "network: inside",
+    "outside": "network: outside",
+}  # no bar: the figures above are what a user gets
 CALIBRATION_BINS = 10
 
 Row = dict[str, float | None]  # measures by name; None where nothing was there to be measured
@@ -66,9 +71,18 @@ def iou_pairs(records: Iterable[Record]) -> np.ndarray:
 
 
 def honoured_row(records: Sequence[Record]) -> Row:
-    """Shares of clicks, over all clicks of the set."""
+    """Shares of clicks, over all clicks of the set: in the answers, and in what the network made of the clicks."""
+    alone = honoured_shares([record.honoured_by_network for record in records])
+    return {
+        **honoured_shares([record.honoured for record in records]),
+        **{BY_NETWORK[part]: value for part, value in alone.items()},
+    }
+
+
+def honoured_shares(counts: Sequence[Honoured]) -> Row:
+    """Shares of all clicks, of the positive and of the negative ones."""
     inside, positive, outside, negative = (
-        sum(getattr(record.honoured, part) for record in records)
+        sum(getattr(count, part) for count in counts)
         for part in ("inside", "positive", "outside", "negative")
     )
     return {
@@ -137,6 +151,7 @@ def mean_figures(mean: Row, rows: Mapping[str, Row]) -> list[Figure]:
     figures.append(figure_of("every extra click helps on every set", every, "yes", ">= 1"))
     for part, name in HONOURED.items():
         figures += bar_and_aim(f"mean over sets: {name}", mean.get(part), "share", *HONOURED_BARS)
+    figures += network_alone("mean over sets", mean)
     return [*figures, *iou_figures("mean over sets", mean)]
 
 
@@ -148,7 +163,16 @@ def set_figures(name: str, row: Row, slices: int) -> list[Figure]:
         *(figure_of(f"{name}: Dice, {spoken(prompt)}", row[prompt], "Dice") for prompt in PROMPTS),
         figure_of(f"{name}: every extra click helps", float(helps(row)), "yes", ">= 1", fourfold),
         *(figure_of(f"{name}: {spoken_of}", row[part], "share") for part, spoken_of in HONOURED.items()),
+        *network_alone(name, row),
         *iou_figures(name, row),
+    ]
+
+
+def network_alone(name: str, row: Row) -> list[Figure]:
+    """How the network itself obeys, before its answer is made to."""
+    return [
+        figure_of(f"{name}: {spoken_of}, by the network alone", row.get(BY_NETWORK[part]), "share")
+        for part, spoken_of in HONOURED.items()
     ]
 
 
@@ -218,7 +242,7 @@ def json_entry(figure: Figure) -> dict[str, Any]:
 
 def table(found: Mapping[str, Found]) -> str:
     """One line a set and their mean, the walker's below."""
-    measures = (*PROMPTS, "iou error", "iou correlation", *HONOURED)
+    measures = (*PROMPTS, "iou error", "iou correlation", *HONOURED, *BY_NETWORK.values())
     lines = [line("set", ["slices", *measures])]
     rows = {name: set_row(entry.records) for name, entry in found.items()}
     for name, row in rows.items():
@@ -238,7 +262,7 @@ def baseline_lines(name: str, slices: str, walker: Row, shared: Row) -> list[str
 
 def line(title: str, cells: Iterable[str]) -> str:
     """Columns as wide as the longest heading."""
-    return f"{title:34}" + "".join(f"{cell:>16}" if len(cell) > 9 else f"{cell:>10}" for cell in cells)
+    return f"{title:34}" + "".join(f"{cell:>{10 if len(cell) <= 9 else 16}}" for cell in cells)
 
 
 def calibration_table(bins: Iterable[Mapping[str, Any]]) -> str:

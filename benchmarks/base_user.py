@@ -14,6 +14,7 @@ from base_data import Slices, Target
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lib.honour import honour_clicks
 from lib.model.medsa import MedSA, PlanePrompts, SinglePrompt
 from lib.prompts.simulate import interior_point, next_click
 from lib.transforms.geometry import PlaneGeometry
@@ -47,11 +48,15 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """`mask` (n_u, n_v) on the voxel grid, the IoU the network expects of it, and its logits (m, m)."""
+    """`mask` (n_u, n_v) on the voxel grid, the IoU the network expects of it, and its logits (m, m).
+
+    `decoded` (n_u, n_v) is the mask as the network gave it, before the clicks were honoured.
+    """
 
     mask: NDArray[np.bool_]
     predicted_iou: float
     logits: Tensor
+    decoded: NDArray[np.bool_]
 
 
 Ask = Callable[[Sequence[Query]], list[Reply]]
@@ -85,6 +90,7 @@ class Record:
     box_dice: float
     ious: tuple[tuple[float, float], ...]
     honoured: Honoured
+    honoured_by_network: Honoured
 
 
 @dataclass(eq=False)
@@ -97,6 +103,7 @@ class Session:
     ious: list[tuple[float, float]] = field(default_factory=list)
     last: Reply | None = None
     honoured: Honoured = Honoured(0, 0, 0, 0)
+    honoured_by_network: Honoured = Honoured(0, 0, 0, 0)
 
     def place_click(self) -> bool:
         """Adds the next click; False when nothing is left to correct."""
@@ -122,6 +129,7 @@ class Session:
         self.dice.append(overlap(self.last.mask, self.target.truth).dice)
         if len(self.dice) == HONOURED_AT:
             self.honoured = honoured(self.clicks, self.last.mask)
+            self.honoured_by_network = honoured(self.clicks, self.last.decoded)
 
 
 def annotate(ask: Ask, targets: Sequence[Target], feedback: Feedback) -> list[Record]:
@@ -156,7 +164,13 @@ def record(session: Session, boxed: Reply) -> Record:
     found = overlap(boxed.mask, session.target.truth)
     ious = (*session.ious, (boxed.predicted_iou, found.iou))
     return Record(
-        session.target, tuple(session.clicks), tuple(session.dice), found.dice, ious, session.honoured
+        session.target,
+        tuple(session.clicks),
+        tuple(session.dice),
+        found.dice,
+        ious,
+        session.honoured,
+        session.honoured_by_network,
     )
 
 
@@ -193,7 +207,7 @@ def honoured(clicks: Sequence[Click], mask: NDArray[np.bool_]) -> Honoured:
 
 
 class Network:
-    """The model on the slices of one volume, each of them encoded once."""
+    """The model on the slices of one volume, each of them encoded once; clicks are honoured as the server does it."""
 
     def __init__(self, model: MedSA, slices: Slices) -> None:
         self.model, self.geometry = model, slices.geometry
@@ -211,9 +225,16 @@ class Network:
         prompts = [model_prompt(query, self.geometry) for query in queries]
         embeddings = self.embeddings[[query.row for query in queries]]
         ambiguous = torch.tensor([prompt.is_ambiguous for prompt in prompts])
-        logits, ious = self.model.decode(embeddings, PlanePrompts.stack(prompts)).choose(ambiguous)
-        masks = self.geometry.logits_to_voxels(logits).numpy() > 0
-        return [Reply(*reply) for reply in zip(masks, ious.tolist(), logits, strict=True)]
+        decoded, ious = self.model.decode(embeddings, PlanePrompts.stack(prompts)).choose(ambiguous)
+        size = self.geometry.image_size
+        pairs = zip(decoded, prompts, strict=True)
+        logits = torch.stack([honour_clicks(one, prompt.points, size) for one, prompt in pairs])
+        masks = self._to_voxels(logits)
+        before = masks if torch.equal(logits, decoded) else self._to_voxels(decoded)
+        return [Reply(*reply) for reply in zip(masks, ious.tolist(), logits, before, strict=True)]
+
+    def _to_voxels(self, logits: Tensor) -> NDArray[np.bool_]:
+        return self.geometry.logits_to_voxels(logits).numpy() > 0
 
 
 @torch.inference_mode()

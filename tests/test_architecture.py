@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "files", "memory", "version"),
     ("settings",),
     ("volume", "prompts", "transforms", "model"),
-    ("bases", "download", "embeddings", "propagation"),
+    ("bases", "download", "embeddings", "honour", "propagation"),
     ("predictor",),
     ("evaluation",),
     ("training", "pretraining"),

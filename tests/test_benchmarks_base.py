@@ -60,7 +60,8 @@ class Scripted:
 
     def __call__(self, queries: Sequence[base_user.Query]) -> list[base_user.Reply]:
         self.queries += queries
-        return [base_user.Reply(self._mask(query), 0.5, LOGITS) for query in queries]
+        masks = [self._mask(query) for query in queries]
+        return [base_user.Reply(mask, 0.5, LOGITS, ~mask) for mask in masks]
 
     def _mask(self, query: base_user.Query) -> np.ndarray:
         if query.box_uv is not None:
@@ -132,6 +133,7 @@ def test_honoured_clicks_are_those_of_the_fifth_answer() -> None:
     ask = Scripted([NOTHING] * 5 + [TRUTH], TRUTH)
     (record,) = base_user.annotate(ask, [target_of(TRUTH)], "none")
     assert record.honoured == base_user.Honoured(0, 5, 0, 0)
+    assert record.honoured_by_network == base_user.Honoured(5, 5, 0, 0)
 
 
 class Chooses(MedSA):
@@ -158,6 +160,22 @@ def test_a_lone_click_gets_the_best_of_three_and_all_else_the_first(tiny_model: 
     two = replace(one, clicks=(*one.clicks, base_user.Click((8, 2), False)))
     boxed = base_user.Query(1, box_uv=(2, 3, 9, 9))
     assert [reply.predicted_iou for reply in network([one, two, boxed])] == pytest.approx([0.3, 0.0, 0.0])
+
+
+def test_the_network_is_made_to_honour_clicks(tiny_model: MedSA) -> None:
+    tiny_model.__class__ = Chooses
+    network = base_user.Network(tiny_model, made_slices(tiny_model))
+    away = base_user.Click((8, 2), False)
+    corrected, plain = network(
+        [
+            base_user.Query(0, (base_user.Click((3, 4), True), click))
+            for click in (away, replace(away, positive=True))
+        ]
+    )
+    assert corrected.decoded.all()
+    assert not corrected.mask[8, 2]
+    assert corrected.mask[3, 4]
+    assert plain.mask.all()
 
 
 def test_the_network_gets_clicks_and_boxes_in_its_own_pixels() -> None:
@@ -265,6 +283,7 @@ def test_the_walker_finds_a_bright_disc_from_a_click_and_from_a_box(shape: tuple
         0.0,
         (),
         base_user.Honoured(0, 0, 0, 0),
+        base_user.Honoured(0, 0, 0, 0),
     )
     dice = base_walker.walker_dice(record, (1, 10))
     assert set(dice) == {"1", "10", "box"}
@@ -297,7 +316,8 @@ def test_a_slice_of_one_value_does_not_stop_the_walker() -> None:
 
 def record_of(dice: Sequence[float], box: float = 0.5) -> base_user.Record:
     ious = ((0.2, 0.3), (0.95, 0.75))
-    return base_user.Record(target_of(TRUTH), (), tuple(dice), box, ious, base_user.Honoured(3, 4, 1, 1))
+    counts = base_user.Honoured(3, 4, 1, 1), base_user.Honoured(2, 4, 0, 1)
+    return base_user.Record(target_of(TRUTH), (), tuple(dice), box, ious, *counts)
 
 
 RISING = [0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.4, 0.4, 0.4, 0.5]
@@ -315,6 +335,8 @@ def test_rows_are_plain_means_over_slices() -> None:
     assert row["iou error"] == pytest.approx(0.15)
     assert row["iou correlation"] == pytest.approx(1.0)
     assert (row["clicks"], row["inside"], row["outside"]) == (0.8, 0.75, 1.0)
+    network = [row[name] for name in base_figures.BY_NETWORK.values()]
+    assert network == [0.4, 0.5, 0.0]
 
 
 def test_sets_count_the_same_and_what_is_not_there_not_at_all() -> None:

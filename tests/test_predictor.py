@@ -263,9 +263,38 @@ def test_only_a_lone_click_on_an_untrained_model_is_ambiguous(
 
 
 def test_an_empty_answer_is_legal() -> None:
-    prediction = predictor_of(RegionModel()).predict(BODY_VOLUME, PromptSet(((1, 1, 9),)))
+    prediction = predictor_of(RegionModel()).predict(
+        BODY_VOLUME, PromptSet(boxes=(Box((0, 0, 9), (2, 2, 10)),))
+    )
     assert not prediction.mask.any()
     assert prediction.slices == (9,)
+
+
+def test_a_click_where_the_network_sees_nothing_gives_a_spot_on_that_slice() -> None:
+    """The annotator sees that the click arrived; nothing is made up on other slices."""
+    prediction = predictor_of(RegionModel()).predict(BODY_VOLUME, PromptSet(((1, 1, 9),)))
+    assert prediction.mask[1, 1, 9] == 1
+    assert prediction.slices == (9,)
+    assert prediction.mask.sum() < 10
+
+
+class Deaf(RegionModel):
+    """Answers as if there were no negative clicks, and no positive ones but the first."""
+
+    def _masks(self, bright: np.ndarray, prompts: PlanePrompts, row: int) -> np.ndarray:
+        first = PlanePrompts(prompts.points_xy[row : row + 1, :1], prompts.point_labels[row : row + 1, :1])
+        return super()._masks(bright, first, 0)
+
+
+def test_clicks_are_honoured_by_a_network_that_does_not_hear_them() -> None:
+    added, removed, carried = (24, 2, 9), (20, 12, 9), (20, 12, 11)
+    prompts = PromptSet((MIDDLE, added), (removed, carried))
+    plain = predictor_of(Deaf()).predict(BODY_VOLUME, PromptSet((MIDDLE,))).mask
+    answer = predictor_of(Deaf()).predict(BODY_VOLUME, prompts).mask
+    assert [plain[place] for place in (added, removed, carried)] == [0, 1, 1]
+    assert [answer[place] for place in (added, removed, carried)] == [1, 0, 0]
+    assert dice(answer, plain) > 0.85
+    assert np.array_equal(plain[..., :9], answer[..., :9])
 
 
 def test_negative_clicks_alone_give_nothing() -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from lib.embeddings import EmbeddingCache, SliceEncoder, VolumeEmbeddings
 from lib.errors import NotFoundError
+from lib.honour import honour_clicks
 from lib.model.medsa import Masks, MedSA, PlanePrompts, SinglePrompt
 from lib.prompts.promptset import PromptSet
 from lib.prompts.simulate import interior_point
@@ -223,6 +224,9 @@ class _Request:
         return masks
 
     def _plane_mask(self, index: int, logits: Tensor, iou: Tensor) -> PlaneMask:
+        """With the annotator's clicks on this slice honoured, whatever the network made of them."""
+        clicks = self._model_points(self.plan.prompts.get(index, SlicePrompt()))
+        logits = honour_clicks(logits, clicks, self.embeddings.geometry.image_size)
         return PlaneMask(logits.masked_fill(~self._allowed(index), -MASK_LOGIT), float(iou))
 
     def _allowed(self, index: int) -> Tensor:
