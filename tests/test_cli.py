@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 import cli
 from lib.bases import catalog
@@ -193,6 +194,13 @@ def test_pretrain_trains_shows_progress_and_keeps_curves(
     # The same again has nothing left to do.
     assert cli.main(["pretrain", "--out", str(tmp_path), *options]) == 0
     assert "step" not in capsys.readouterr().out
+    # What a run that was killed had shown beyond its checkpoint is gone once it goes on.
+    with SummaryWriter(str(tmp_path / "tensorboard")) as writer:
+        writer.add_scalar("loss", 99.0, 7)
+    options[2] = "2"
+    assert cli.main(["pretrain", "--out", str(tmp_path), *options]) == 0
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in curves.Scalars("loss")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -41,8 +42,10 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     if config.stages[-1].image_size != spec.image_size:
         sizes = [stage.image_size for stage in config.stages]
         raise InputError("stages: image sizes", sizes, f"the last is {spec.name}'s own, {spec.image_size}")
-    with SummaryWriter(str(arguments.out / "tensorboard")) as writer:
-        path = pretrain(spec, config, arguments.out, arguments.device, _reporter(writer))
+    with ExitStack() as stack:
+        path = pretrain(
+            spec, config, arguments.out, arguments.device, _reporter(arguments.out / "tensorboard", stack)
+        )
     print(f"weights: {path}")
     return 0
 
@@ -61,8 +64,15 @@ def _config(recipe: PretrainingSettings, steps: list[int] | None) -> PretrainCon
     return PretrainConfig(stages=tuple(stages), **values)
 
 
-def _reporter(writer: SummaryWriter) -> Callable[[Progress], None]:
+def _reporter(folder: Path, stack: ExitStack) -> Callable[[Progress], None]:
+    """Writes the curves to `folder`, until `stack` closes, and prints a line."""
+    writer: SummaryWriter | None = None
+
     def report(progress: Progress) -> None:
+        nonlocal writer
+        if writer is None:
+            # A run that goes on repeats the steps since its last checkpoint: their first curves are dropped.
+            writer = stack.enter_context(SummaryWriter(str(folder), purge_step=progress.step))
         writer.add_scalar("loss", progress.loss, progress.step)
         writer.add_scalar("learning_rate", progress.learning_rate, progress.step)
         writer.add_scalar("image_size", progress.image_size, progress.step)

@@ -22,7 +22,7 @@ from lib.prompts.simulate import perturbed_mask
 POINT, BOX, CARRIED = 0, 1, 2  # the kinds of first prompt
 _KIND_SHARES = (0.55, 0.27, 0.18)
 MASK_LOGIT = 8.0  # a mask prompt's certain pixels, in logits
-_SMALLEST, _LARGEST = 6, 0.5  # a target in mask pixels, and as a share of the slice
+_SMALLEST, _LARGEST = 6, 0.6  # a target in mask pixels, and as a share of the slice
 
 
 @dataclass(frozen=True)

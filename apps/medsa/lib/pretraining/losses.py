@@ -10,7 +10,7 @@ from torch.nn import functional
 from lib.model.decoder import NEGATIVE, POSITIVE
 from lib.model.medsa import Masks
 
-_QUALITY_WEIGHT, _BALANCED_WEIGHT, _PLAIN_WEIGHT, _CLICK_WEIGHT = 1.0, 0.3, 2.0, 0.2
+_QUALITY_WEIGHT, _BALANCED_WEIGHT, _PLAIN_WEIGHT, _CLICK_WEIGHT = 1.0, 0.3, 2.0, 0.5
 
 
 def round_loss(

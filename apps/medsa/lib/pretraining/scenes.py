@@ -20,7 +20,9 @@ MaskArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 
 HEIGHTS = 5  # levels at which a field's knots are drawn, one to a unit of `knot_gap`
-_RADIUS_RANGE = (0.016, 0.3)  # of an object, as a share of the slice's side
+_RADIUS_RANGE = (0.016, 0.3)  # of most objects, as a share of the slice's side
+_LARGE_RADIUS_RANGE = (0.15, 0.42)  # of the others: as often near the one end as near the other
+_LARGE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     gap = rng.uniform(0.08, 0.3)
     regions = [Field(_knots(rng, grid), gap) for _ in range(count)]
     body = _body(rng) if rng.random() < 0.5 else None
-    shapes = [_draw_shape(rng) for _ in range(int(rng.integers(2, 17)))]
+    # Few now and then: a large one is then seen whole, not as the ground that others lie on.
+    most = 5 if rng.random() < 0.25 else 17
+    shapes = [_draw_shape(rng) for _ in range(int(rng.integers(2, most)))]
     # Large ones first: what is small would otherwise be covered.
     shapes.sort(key=lambda shape: -shape.radii_xyz[0] * rng.uniform(0.5, 2.0))
     return Scene(regions, body, shapes)
@@ -146,8 +150,7 @@ def _body(rng: np.random.Generator) -> Shape:
 
 
 def _draw_shape(rng: np.random.Generator) -> Shape:
-    low, high = np.log(_RADIUS_RANGE)
-    radius = float(np.exp(rng.uniform(low, high)))
+    radius = _draw_radius(rng)
     flat = float(np.exp(rng.uniform(np.log(0.3), 0)))
     kind = rng.random()
     curve, width = None, 0.0
@@ -175,6 +178,13 @@ def _draw_shape(rng: np.random.Generator) -> Shape:
         curve,
         width,
     )
+
+
+def _draw_radius(rng: np.random.Generator) -> float:
+    if rng.random() < _LARGE_SHARE:
+        return float(rng.uniform(*_LARGE_RADIUS_RANGE))
+    low, high = np.log(_RADIUS_RANGE)
+    return float(np.exp(rng.uniform(low, high)))
 
 
 def _harmonics(rng: np.random.Generator, strength: float) -> FloatArray:
