@@ -11,7 +11,7 @@ from torch.nn import functional
 from lib.errors import AdapterError
 from lib.model.adapters import AdapterDims, HyperAdapter
 from lib.model.base import BaseSpec, build_sam
-from lib.model.medsa import Masks, MedSA, PlanePrompts, SinglePrompt
+from lib.model.medsa import Masks, MedSA, PlanePrompts, SinglePrompt, expected_iou
 
 DIMS = AdapterDims(encoder_width=4, decoder_width=4, hyper_width=4, prompt_rank=2, hyper_layers=2)
 
@@ -193,6 +193,25 @@ def test_choose_takes_the_best_of_three_only_where_ambiguous() -> None:
     chosen, iou = masks.choose(torch.tensor([True, False]))
     assert chosen.flatten().tolist() == [2.0, 4.0]
     torch.testing.assert_close(iou, torch.tensor([0.8, 0.2]))
+
+
+def test_of_two_guesses_of_one_quality_the_sharper_one_is_chosen() -> None:
+    shape = torch.full((1, 4, 8, 8), -20.0)
+    shape[:, :, 2:6, 2:6] = 20.0
+    shape[:, 1, 2:6, 2:6] = 0.2  # unsure of all of it
+    masks = Masks(shape, torch.tensor([[0.9, 0.62, 0.6, 0.1]]))
+    _, iou = masks.choose(torch.tensor([True]))
+    assert iou.tolist() == pytest.approx([0.6])
+
+
+def test_the_expected_iou_of_a_mask() -> None:
+    logits = torch.full((3, 4, 4), -50.0)
+    logits[0, :2] = 50.0  # sure
+    logits[1, :2] = 1.0986123  # 0.75 inside, 0 outside
+    assert expected_iou(logits).tolist() == pytest.approx([1.0, 0.75, 0.0], abs=1e-4)
+    spread = torch.full((1, 4, 4), -1.0986123)  # 0.25 outside
+    spread[0, :2] = 50.0
+    assert expected_iou(spread).item() == pytest.approx(8 / (8 + 2))
 
 
 def test_adapter_state_goes_round(sam: Sam, tiny_spec: BaseSpec) -> None:
