@@ -449,18 +449,7 @@ def test_threads_of_the_network_are_not_touched(tiny_model: MedSA) -> None:
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason=f"no {SHIPPED.name} in apps/medsa/weights")
 @pytest.mark.parametrize("shape", [(40, 36, 24), (64, 64, 12)])
-@pytest.mark.parametrize(
-    "half_axes",
-    [
-        0.12,
-        pytest.param(
-            0.3,
-            marks=pytest.mark.xfail(
-                reason="of its three guesses vit_t has the right one, but rates it below a part of a large object"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("half_axes", [0.12, 0.3])
 def test_the_shipped_base_finds_a_bright_ellipsoid_from_one_click(
     shape: tuple[int, int, int], half_axes: float
 ) -> None:
