@@ -262,7 +262,7 @@ def baseline_lines(name: str, slices: str, walker: Row, shared: Row) -> list[str
 
 def line(title: str, cells: Iterable[str]) -> str:
     """Columns as wide as the longest heading."""
-    return f"{title:34}" + "".join(f"{cell:>{10 if len(cell) <= 9 else 16}}" for cell in cells)
+    return f"{title:34}" + "".join(f"{cell:>{10 if len(cell) <= 9 else 18}}" for cell in cells)
 
 
 def calibration_table(bins: Iterable[Mapping[str, Any]]) -> str:
