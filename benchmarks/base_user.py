@@ -50,7 +50,8 @@ class Query:
 class Reply:
     """`mask` (n_u, n_v) on the voxel grid, the IoU the network expects of it, and its logits (m, m).
 
-    `decoded` (n_u, n_v) is the mask as the network gave it, before the clicks were honoured.
+    `decoded` (n_u, n_v) is the mask as the network gave it, before the clicks were honoured; in the answers
+    that it goes on from they were.
     """
 
     mask: NDArray[np.bool_]
@@ -226,9 +227,8 @@ class Network:
         embeddings = self.embeddings[[query.row for query in queries]]
         ambiguous = torch.tensor([prompt.is_ambiguous for prompt in prompts])
         decoded, ious = self.model.decode(embeddings, PlanePrompts.stack(prompts)).choose(ambiguous)
-        size = self.geometry.image_size
         pairs = zip(decoded, prompts, strict=True)
-        logits = torch.stack([honour_clicks(one, prompt.points, size) for one, prompt in pairs])
+        logits = torch.stack([honour_clicks(one, prompt.points, self.geometry) for one, prompt in pairs])
         masks = self._to_voxels(logits)
         before = masks if torch.equal(logits, decoded) else self._to_voxels(decoded)
         return [Reply(*reply) for reply in zip(masks, ious.tolist(), logits, before, strict=True)]

@@ -1,5 +1,6 @@
 """The command line as a person uses it: subcommands, errors in one line, exit codes."""
 
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -197,6 +198,7 @@ def test_pretrain_trains_shows_progress_and_keeps_curves(
     # What a run that was killed had shown beyond its checkpoint is gone once it goes on.
     with SummaryWriter(str(tmp_path / "tensorboard")) as writer:
         writer.add_scalar("loss", 99.0, 7)
+    time.sleep(1.1)  # files of curves are read in the order of the seconds in their names
     options[2] = "2"
     assert cli.main(["pretrain", "--out", str(tmp_path), *options]) == 0
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -286,6 +286,16 @@ class Deaf(RegionModel):
         return super()._masks(bright, first, 0)
 
 
+def test_a_positive_click_outside_a_box_is_honoured_too() -> None:
+    box = Box((5, 7, 6), (20, 18, 12))
+    plain = predictor_of(RegionModel()).predict(BODY_VOLUME, PromptSet((MIDDLE,), boxes=(box,))).mask
+    answer = (
+        predictor_of(RegionModel()).predict(BODY_VOLUME, PromptSet((MIDDLE, (1, 1, 9)), boxes=(box,))).mask
+    )
+    assert (plain[1, 1, 9], answer[1, 1, 9]) == (0, 1)
+    assert not answer[:3, :3, :9].any()
+
+
 def test_clicks_are_honoured_by_a_network_that_does_not_hear_them() -> None:
     added, removed, carried = (24, 2, 9), (20, 12, 9), (20, 12, 11)
     prompts = PromptSet((MIDDLE, added), (removed, carried))

@@ -44,6 +44,13 @@ def test_a_flat_box_bounds_its_own_slice_only() -> None:
     assert plan.windows == {4: (8, 4, 32, 10)}
 
 
+def test_a_positive_click_outside_a_box_widens_it_on_its_slice_alone() -> None:
+    prompts = PromptSet(((35, 2, 6),), ((1, 1, 7),), (Box((10, 5, 4), (30, 9, 9)),))
+    windows = plan_slices(prompts, 2, SHAPE).windows
+    assert windows.pop(6) == (8, 2, 36, 10)
+    assert windows == dict.fromkeys((4, 5, 7, 8), (8, 4, 32, 10))
+
+
 def test_the_margin_ends_at_the_volume() -> None:
     plan = plan_slices(PromptSet(boxes=(Box((0, 1, 0), (39, 30, 2)),)), 2, SHAPE)
     assert plan.windows[0] == (0, 0, 40, 30)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, from_numpy
 
+from lib.transforms.geometry import PlaneGeometry
+
 FloatArray = NDArray[np.float64]
 
 # Chosen on made slices (docs/decisions.md): half or twice as much changes Dice in the third digit.
@@ -26,46 +28,47 @@ END = 0.01  # of its height, where a shift ends: what is far away stays as it is
 ROUNDS = 4  # a shift for one click can undo a little of another's
 
 
-def honour_clicks(logits: Tensor, points: Sequence[tuple[float, float, int]], image_size: int) -> Tensor:
-    """Logits (m, m), rows y and columns x, with every click on its side of the outline.
+def honour_clicks(
+    logits: Tensor, points: Sequence[tuple[float, float, int]], geometry: PlaneGeometry
+) -> Tensor:
+    """Logits (m, m), rows y and columns x, with every click on its side of the outline, also on the voxel grid.
 
-    `points` are (x, y, label) in model pixels of an image `image_size` wide, label 1 positive, 0 negative, as in
-    `SinglePrompt`. Returns the same tensor where nothing was to do, else a new one. Of contradicting clicks in one
-    place the last one counts.
+    `points` are (x, y, label) in model pixels within the slice, label 1 positive, 0 negative, as in `SinglePrompt`.
+    Returns the same tensor where nothing was to do, else a new one. Of contradicting clicks in one place the last of
+    `points` counts; clicks of both sides that are less than about a pixel of the mask apart cannot all be honoured.
     """
     if not points:
         return logits
     table = np.array(points, dtype=np.float64)
     before = logits.detach().cpu().double().numpy()
-    after = _shifted(
-        before, _Clicks(table[:, :2], np.where(table[:, 2] > 0, 1.0, -1.0), len(before) / image_size)
-    )
+    after = _shifted(before, _Clicks(table[:, :2], np.where(table[:, 2] > 0, 1.0, -1.0), geometry))
     return logits if after is before else from_numpy(after).to(logits)
 
 
 @dataclass(frozen=True)
 class _Clicks:
-    """Clicks at `points` (N, 2), x and y in model pixels, with `sides` (N,) of 1 or -1; `scale` mask pixels each."""
+    """Clicks at `points` (N, 2), x and y in model pixels, with `sides` (N,) of 1 or -1."""
 
     points: FloatArray
     sides: FloatArray
-    scale: float
+    geometry: PlaneGeometry
 
     @property
     def pixels(self) -> FloatArray:
         """(N, 2) as x, y in pixels of the mask."""
-        return np.asarray((self.points + 0.5) * self.scale - 0.5)
+        return self.geometry.model_to_mask_pixels(self.points)
 
     def wrong(self, plane: FloatArray) -> NDArray[np.bool_]:
         """(N,): which lie on the wrong side in `plane` (m, m)."""
         return np.asarray(self.values(plane) * self.sides <= 0)
 
     def values(self, plane: FloatArray) -> FloatArray:
-        """(N,): `plane` at the clicks, bilinear to model pixels and again from there, as the map to voxels is."""
+        """(N,): `plane` at the clicks, bilinear twice, over model pixels, as `logits_to_voxels` is."""
         base = np.floor(self.points)
         share, total = self.points - base, np.zeros(len(self.points))
         for corner in np.ndindex(2, 2):
-            places = (base + corner + 0.5) * self.scale - 0.5
+            inside = (base + corner).clip(0, np.array(self.geometry.content_xy) - 1)
+            places = self.geometry.model_to_mask_pixels(inside)
             weights = np.where(corner, share, 1 - share).prod(axis=1)
             total += weights * ndimage.map_coordinates(plane, places[:, ::-1].T, order=1, mode="nearest")
         return total

@@ -226,7 +226,7 @@ class _Request:
     def _plane_mask(self, index: int, logits: Tensor, iou: Tensor) -> PlaneMask:
         """With the annotator's clicks on this slice honoured, whatever the network made of them."""
         clicks = self._model_points(self.plan.prompts.get(index, SlicePrompt()))
-        logits = honour_clicks(logits, clicks, self.embeddings.geometry.image_size)
+        logits = honour_clicks(logits, clicks, self.embeddings.geometry)
         return PlaneMask(logits.masked_fill(~self._allowed(index), -MASK_LOGIT), float(iou))
 
     def _allowed(self, index: int) -> Tensor:

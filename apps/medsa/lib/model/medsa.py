@@ -92,7 +92,7 @@ class Masks:
         Where `ambiguous` (P,) it is the best of entries 1 to 3 by predicted IoU, as in SAM, times the IoU that the
         mask expects of itself: a guess with a blurred outline is a worse one. Else it is entry 0.
         """
-        score = self.iou[:, 1:] * expected_iou(self.logits[:, 1:].float())
+        score = self.iou[:, 1:].clamp(min=1e-6) * expected_iou(self.logits[:, 1:].float())
         best = score.argmax(dim=1) + 1
         index = torch.where(ambiguous, best, torch.zeros_like(best))
         rows = torch.arange(len(index), device=index.device)

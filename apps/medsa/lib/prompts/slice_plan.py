@@ -30,7 +30,7 @@ class SlicePlan:
     """A PromptSet seen slice by slice.
 
     `prompts` by slice; `bounds`, the slices that may be reached; `windows`, where the object may lie in the
-    slices that a box covers, margin included.
+    slices that a box covers, margin included, and up to any positive click outside it.
     """
 
     prompts: dict[int, SlicePrompt]
@@ -55,6 +55,10 @@ def plan_slices(prompts: PromptSet, axis: int, shape_ijk: Sequence[int]) -> Slic
         _include(boxes, (first + after - 1) // 2, edges)
         for index in range(first, after):
             _include(windows, index, _widen(edges, (shape_ijk[u_axis], shape_ijk[v_axis])))
+    for index in points.keys() & windows.keys():
+        for u, v, label in points[index]:
+            if label == 1:
+                _include(windows, index, (u, v, u + 1, v + 1))
     marks = {
         index: SlicePrompt(tuple(points.get(index, ())), boxes.get(index)) for index in {*points, *boxes}
     }
