@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, from_numpy
 
+from lib.prompts.simulate import interior_depth
 from lib.transforms.geometry import PlaneGeometry
 
 FloatArray = NDArray[np.float64]
@@ -105,14 +106,11 @@ def _reach(plane: FloatArray, clicks: _Clicks) -> FloatArray:
 
     It ends before the next click of the other side; without an outline it is the least.
     """
-    pixels, sides = clicks.pixels, clicks.sides
-    if not (plane > 0).any():
+    pixels, sides, inside = clicks.pixels, clicks.sides, plane > 0
+    if not inside.any():
         return np.full(len(pixels), LEAST_PIXELS)
-    inside = np.pad(plane > 0, 1)  # beyond the image is outside
-    distances = np.where(
-        inside, ndimage.distance_transform_edt(inside), ndimage.distance_transform_edt(~inside)
-    )
-    rows, columns = (np.rint(pixels[:, axis]).astype(int).clip(0, len(plane) - 1) + 1 for axis in (1, 0))
+    distances = interior_depth(inside) + ndimage.distance_transform_edt(~inside)
+    columns, rows = np.rint(pixels).astype(int).clip(0, len(plane) - 1).T
     reach = REACH * distances[rows, columns]
     for index, (pixel, side) in enumerate(zip(pixels, sides, strict=True)):
         others = pixels[sides != side]
