@@ -77,7 +77,7 @@ class Server:
         """The server's child processes; with `method` ("train", "scoring") those of that kind."""
         assert self.process is not None
         found = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in found if method is None or f"-m {method}" in " ".join(child.cmdline())]
+        return [child for child in found if method is None or f"-m {method}" in command_of(child)]
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=PATIENCE_S)
@@ -120,6 +120,14 @@ class Server:
             return httpx.get(f"{self.url}/info/", timeout=5).status_code == 200
         except httpx.TransportError:
             return False
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty for one that has ended, which the server may not have noticed yet."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie is one, too
+        return ""
 
 
 def poll(holds: Callable[[], bool], what: str) -> None:
