@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "files", "memory", "version"),
     ("settings",),
     ("volume", "prompts", "transforms", "model"),
-    ("bases", "download", "embeddings", "honour", "propagation"),
+    ("bases", "download", "embeddings", "honour", "propagation", "turns"),
     ("predictor",),
     ("evaluation",),
     ("training", "pretraining"),

@@ -58,3 +58,25 @@ class TrainingError(MedsaError):
     """Training that cannot start or go on, e.g. without any label."""
 
     http_status = 409
+
+
+class TooLargeError(InputError):
+    """More than this server takes in one request."""
+
+    http_status = 413
+
+
+class BusyError(MedsaError):
+    """Too many wait already, or it took too long; `retry_after_s` says when asking again makes sense."""
+
+    http_status = 503
+
+    def __init__(self, text: str, retry_after_s: int) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class ClientGoneError(MedsaError):
+    """Whoever asked has left; nobody reads the answer. The status is nginx's for it."""
+
+    http_status = 499

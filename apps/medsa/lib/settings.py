@@ -145,9 +145,11 @@ class TrainingSettings(_Settings):
 
 
 class ServingSettings(_Settings):
-    """Which base serves, from which file, on which device, and how much is kept for how long.
+    """Which base serves, from which file, on which device, and how much is kept, queued and taken.
 
-    `image_size` is the side of the model's image in pixels; None: the base's own.
+    `image_size` is the side of the model's image in pixels; None: the base's own. A cache of 0 MB is off. At most
+    `queue_length` requests for the model are taken at once, each for at most `request_seconds`, with at most
+    `max_body_mb` MB. With `warm` a case that is opened is encoded before the first click.
     """
 
     base: Literal["auto", "vit_t", "vit_b", "vit_l", "vit_h"] = "auto"
@@ -156,7 +158,12 @@ class ServingSettings(_Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
-    embedding_cache_mb: PositiveInt = 1024
+    embedding_cache_mb: int = Field(default=1024, ge=0)
+    embedding_disk_mb: int = Field(default=4096, ge=0)
+    warm: bool = True
+    queue_length: PositiveInt = 32
+    request_seconds: float = Field(default=120, gt=0)
+    max_body_mb: PositiveInt = 1024
     lease_minutes: float = Field(default=60, gt=0)
     state: Path | None = None
 

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def describe(
         "version": served.adapter_version,
         "label": prompts.label,
         "label_names": dict(labels),
-        "prompts": asdict(prompts),
+        "prompts": prompts.describe(),
         "slices": list(prediction.slices),
         "quality": {str(index): round(value, 4) for index, value in prediction.quality.items()},
         "seconds": {name: round(value, 4) for name, value in prediction.seconds.items()},
