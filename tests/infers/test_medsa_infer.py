@@ -48,7 +48,7 @@ def test_a_click_is_answered_on_the_images_grid(serving: ServingModel, image: Pa
     assert mask.shape == (24, 20, 12)
     assert name.endswith(".nii.gz")
     assert (params["base"], params["version"], params["label"]) == ("tiny", 0, "object")
-    assert params["prompts"]["positive_ijk"] == ((13, 8, 6),)
+    assert params["prompts"]["positive_ijk"] == [[13, 8, 6]]
     assert 6 in params["slices"]
     assert set(params["quality"]) == {str(index) for index in params["slices"]}
 
