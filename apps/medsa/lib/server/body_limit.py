@@ -45,7 +45,7 @@ class BodyLimit:
             if not body.is_cut:
                 raise
         if body.is_cut:
-            await self._refuse(f"over {limit} bytes", receive, send)
+            await self._refuse(f"over {limit} bytes", body.rest, send)
 
     async def _refuse(self, found: str, receive: Receive, send: Send) -> None:
         error = TooLargeError("body", found, f"at most {self._limit_mb} MB (max_body_mb)")
@@ -72,7 +72,7 @@ class _CountedBody:
     def __init__(self, limit: int, receive: Receive, send: Send) -> None:
         self._limit, self._receive, self._send = limit, receive, send
         self._size = 0
-        self._answered = False
+        self._ended = self._answered = False
 
     @property
     def is_cut(self) -> bool:
@@ -80,10 +80,18 @@ class _CountedBody:
         return self._size > self._limit and not self._answered
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        message = await self.rest()
         self._size += len(message.get("body", b""))
         if self.is_cut:
             raise HTTPException(TooLargeError.http_status)  # ends the reading, whoever reads
+        return message
+
+    async def rest(self) -> Message:
+        """The next message, uncounted; after the last one nobody sends any more, and there is nothing to wait for."""
+        if self._ended and self.is_cut:
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        self._ended = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
