@@ -18,6 +18,7 @@ from lib.model.decoder import BOX_START, BOX_STOP, NEGATIVE, POSITIVE
 from lib.model.medsa import Masks, MedSA, PlanePrompts
 from lib.predictor import Prediction, Predictor
 from lib.prompts.promptset import Box, PromptSet
+from lib.prompts.simulate import interior_point
 from lib.settings import IntensitySettings, load_settings
 from lib.volume import Volume
 
@@ -202,10 +203,17 @@ def test_a_negative_click_counts_on_its_slice_while_the_object_is_carried() -> N
     assert corrected.mask[..., 11].any()
 
 
+def test_a_negative_click_in_the_middle_of_the_object_ends_it_there() -> None:
+    plain = predictor_of(RegionModel()).predict(BODY_VOLUME, PromptSet((MIDDLE,)))
+    ended = predictor_of(RegionModel()).predict(BODY_VOLUME, PromptSet((MIDDLE,), ((13, 12, 12),)))
+    assert filled_slices(plain.mask)[-1] > 12
+    assert filled_slices(ended.mask)[-1] == 11
+    assert np.array_equal(plain.mask[..., :12], ended.mask[..., :12])
+
+
 def test_the_carried_point_keeps_away_from_a_negative_click() -> None:
-    """The negative click is exactly where the carried point would be."""
     model = RegionModel()
-    predictor_of(model).predict(BODY_VOLUME, PromptSet((MIDDLE,), ((13, 12, 10),)))
+    predictor_of(model).predict(BODY_VOLUME, PromptSet((MIDDLE,), ((20, 12, 10),)))
     rows = [
         (points, labels)
         for prompts in model.asked
@@ -214,8 +222,18 @@ def test_the_carried_point_keeps_away_from_a_negative_click() -> None:
     ]
     assert len(rows) == 1
     points, labels = rows[0]
-    distance = torch.dist(points[labels.index(POSITIVE)], points[labels.index(NEGATIVE)])
-    assert distance > 8  # model pixels; about two voxels
+    without = interior_x_of(
+        predictor_of(RegionModel()).predict(BODY_VOLUME, PromptSet((MIDDLE,))).mask[..., 9]
+    )
+    positive = points[labels.index(POSITIVE)]
+    assert positive[0] < without - 2, "away from the click, in model pixels"
+
+
+def interior_x_of(plane: np.ndarray) -> float:
+    """Where the most interior voxel of `plane` (u, v) is, in model pixels along x."""
+    u, _ = interior_point(plane > 0)
+    geometry = predictor_of(RegionModel())._encoder.open(BODY_VOLUME, "k").geometry
+    return float(geometry.points_to_model(np.array([(u, 0)]))[0, 0])
 
 
 def test_carrying_prompts_with_the_most_interior_point_of_the_neighbours_mask() -> None:

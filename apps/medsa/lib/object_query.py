@@ -54,7 +54,9 @@ class ObjectQuery:
         if not whole_object:
             return {index: plane for index, plane in {**earlier, **marked}.items() if plane.area}
         fixed = self.plan.prompts.keys()
-        revised = revise(earlier, marked, fixed, self.plan.bounds, self._step)
+        revised = revise(
+            earlier, marked, fixed, self.plan.bounds, lambda steps: self._revising_step(steps, earlier)
+        )
         return connected(revised, [index for index in revised if self._is_confirmed(index, earlier)])
 
     def given_planes(self, prompts: PromptSet) -> dict[int, PlaneMask]:
@@ -69,7 +71,7 @@ class ObjectQuery:
     def refined(self, given: Mapping[int, PlaneMask]) -> dict[int, PlaneMask]:
         """A mask that came without any click, each slice of it as the model sees it; what it would lose stays."""
         indices = sorted(given)
-        prompts = [self._with_interior_point(given[index], [], given[index].logits) for index in indices]
+        prompts = [self._with_known_mask(given[index], []) for index in indices]
         masks = self.decode_slices(indices, prompts)
         answers: dict[int, PlaneMask] = {}
         for row, index in enumerate(indices):
@@ -119,7 +121,7 @@ class ObjectQuery:
             return SinglePrompt(
                 self._model_points(prompt), self._model_box(prompt), known.logits.float(), self.label_id
             )
-        return self._with_interior_point(known, self._model_points(prompt), known.logits)
+        return self._with_known_mask(known, self._model_points(prompt))
 
     def _entry(self, prompt: SinglePrompt, masks: Masks, row: int, like: PlaneMask | None) -> int:
         """Which of a prompt's masks answers it; of a lone click's, the one that is good and like its neighbour."""
@@ -131,23 +133,65 @@ class ObjectQuery:
             score = score * torch.tensor([0.1 + overlap(PlaneMask(one, 1.0), like) for one in logits])
         return int(score.argmax()) + 1
 
-    def _step(self, steps: Sequence[CarryStep]) -> list[PlaneMask]:
+    def _step(self, steps: Sequence[CarryStep]) -> list[PlaneMask | None]:
         """Carrying: the most interior point of the neighbour's mask becomes the prompt.
 
         The mask itself is no part of it: measured, errors then grow from slice to slice, and the object does
         not end. A point lets every slice be judged by its own image.
         """
+        going = [step for step in steps if not self._is_denied(step.index, step.previous)]
+        if not going:
+            return [None] * len(steps)
         masks = self.decode_slices(
-            [step.index for step in steps], [self._carry_prompt(step) for step in steps]
+            [step.index for step in going], [self._carry_prompt(step) for step in going]
         )
-        answers = []
-        for row, step in enumerate(steps):
-            if self._is_denied(step.index, step.previous):
-                answers.append(self._empty(step.index))
-                continue
+        answers: dict[int, PlaneMask] = {}
+        for row, step in enumerate(going):
             entry = 0 if self.trained else _most_alike(masks.logits[row], step.previous)
-            answers.append(self._plane_mask(step.index, masks.logits[row, entry], masks.iou[row, entry]))
+            answers[step.index] = self._plane_mask(
+                step.index, masks.logits[row, entry], masks.iou[row, entry]
+            )
+        return [answers.get(step.index) for step in steps]
+
+    def _revising_step(
+        self, steps: Sequence[CarryStep], earlier: Mapping[int, PlaneMask]
+    ) -> list[PlaneMask | None]:
+        """Carrying a correction: over slices without a mask the object itself, over others the clicks that made it."""
+        new = [step for step in steps if step.index not in earlier]
+        old = [step for step in steps if step.index in earlier]
+        answers = dict(zip((step.index for step in new), self._step(new) if new else [], strict=True))
+        answers |= self._repeated(old, earlier)
+        return [answers.get(step.index) for step in steps]
+
+    def _repeated(
+        self, steps: Sequence[CarryStep], earlier: Mapping[int, PlaneMask]
+    ) -> dict[int, PlaneMask | None]:
+        """The clicks of the corrected slice, asked again at the same places of its neighbours.
+
+        An error reaches over several slices, and so does what corrects it. Asked are the slices that make the same
+        error: where all clicks are on their side already, there is nothing to correct.
+        """
+        clicks = {step.index: self._misjudged(step.origin, earlier[step.index]) for step in steps}
+        asked = [step.index for step in steps if clicks[step.index]]
+        if not asked:
+            return {}
+        prompts = [self._with_known_mask(earlier[index], clicks[index]) for index in asked]
+        masks = self.decode_slices(asked, prompts)
+        answers: dict[int, PlaneMask | None] = {}
+        for row, index in enumerate(asked):
+            logits = honour_clicks(masks.logits[row, 0], clicks[index], self.embeddings.geometry)
+            answers[index] = self._plane_mask(index, logits, masks.iou[row, 0])
         return answers
+
+    def _misjudged(self, origin: int, mask: PlaneMask) -> ModelPoints:
+        """The clicks on slice `origin` that would be on the wrong side of `mask`."""
+        clicks = self._model_points(self.plan.prompts[origin])
+        pixels = self._mask_pixels(clicks)
+        return [
+            click
+            for click, pixel in zip(clicks, pixels, strict=True)
+            if bool(mask.inside[pixel]) != bool(click[2])
+        ]
 
     def _is_denied(self, index: int, mask: PlaneMask | None) -> bool:
         """Whether the clicks on a slice say that the object, which would look like `mask`, is not there at all."""
@@ -166,13 +210,17 @@ class ObjectQuery:
         marked = self._model_points(self.plan.prompts.get(step.index, SlicePrompt()))
         return self._with_interior_point(step.previous, marked, None)
 
+    def _with_known_mask(self, mask: PlaneMask, clicks: ModelPoints) -> SinglePrompt:
+        """`clicks` on a slice whose object is known to be about `mask`."""
+        return self._with_interior_point(mask, clicks, mask.logits)
+
     def _with_interior_point(
         self, mask: PlaneMask, marked: ModelPoints, mask_logits: Tensor | None
     ) -> SinglePrompt:
-        """The most interior point of `mask` away from the negative clicks `marked`, and those."""
+        """The most interior point of `mask` away from the negative ones of the clicks `marked`, and all of those."""
         geometry = self.embeddings.geometry
         inside = mask.inside.copy()
-        for row, column in self._mask_pixels(marked):
+        for row, column in self._mask_pixels([click for click in marked if not click[2]]):
             inside[row, column] = False
         row, column = interior_point(inside if inside.any() else mask.inside)
         x, y = geometry.mask_pixels_to_model(np.array([(column, row)]))[0]

@@ -24,10 +24,13 @@ MIN_OVERLAP = 0.4
 MAX_GROWTH = 2.0
 # Fewer low-resolution pixels than this are no outline any more; the object has ended.
 MIN_AREA_PIXELS = 2
-# A correction changes what was found before on the slices this near to it, and none farther away.
-REACH = 10
-# Where the corrected object looks like this (Dice) what was found before, the correction has been taken in.
+# A correction changes what was found before on so many slices to either side, and on none farther away.
+REACH = 6
+# Where the corrected object overlaps (Dice) what was found before like this, there is nothing to correct any more.
 SAME = 0.9
+# Where nothing was found before, the object goes on from a new click for so many times the slices that were missing
+# between it and the object, and at least for so many slices. Chosen on made volumes (docs/decisions.md).
+MISSING_REACH, LEAST_REACH = 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +78,18 @@ class CarryStep:
     seed: PlaneMask
     taken: int = 1
 
+    @property
+    def origin(self) -> int:
+        """The slice of the seed."""
+        return self.index - self.direction * self.taken
+
     def after(self, answer: PlaneMask) -> "CarryStep":
         """The next step in the same direction."""
         return CarryStep(self.index + self.direction, self.direction, answer, self.seed, self.taken + 1)
 
 
-DecodeSteps = Callable[[Sequence[CarryStep]], Sequence[PlaneMask]]
+# An answer of None: the annotator said that the object is not there, or there is nothing to correct.
+DecodeSteps = Callable[[Sequence[CarryStep]], Sequence[PlaneMask | None]]
 
 
 def carry(
@@ -98,7 +107,7 @@ def carry(
     while fronts := [step for step in fronts if step.index in bounds and step.index not in found]:
         now, fronts = _one_per_slice(fronts)
         for step, answer in zip(now, decode(now), strict=True):
-            if continues(step, answer, limits):
+            if answer is not None and continues(step, answer, limits):
                 found[step.index] = answer
                 fronts.append(step.after(answer))
     return found
@@ -114,9 +123,10 @@ def revise(
 ) -> dict[int, PlaneMask]:
     """The object found `earlier`, with the `corrected` slices in it and their surroundings brought into line.
 
-    From every corrected slice the object is carried both ways: over slices where it was before, as long as it
-    differs from that and at most `REACH` slices far; over others until it ends. `fixed` slices, which the annotator
-    marked, stay as they are. An empty corrected slice is where the object ends.
+    From every corrected slice the correction is carried both ways: over slices where the object was before, as long
+    as there is something to correct and at most `REACH` slices far; over others until the object ends, but not far
+    beyond the click. `fixed` slices, which the annotator marked, stay as they are. An empty corrected slice is where
+    the object ends.
     """
     limits = limits or CarryLimits()
     found = {**earlier, **corrected}
@@ -125,7 +135,10 @@ def revise(
     while fronts := [step for step in fronts if step.index in bounds and step.index not in settled]:
         now, fronts = _one_per_slice(fronts)
         for step, answer in zip(now, decode(now), strict=True):
-            if continues(step, answer, limits) and _corrects(step, answer, earlier.get(step.index)):
+            if answer is None or not continues(step, answer, limits):
+                continue
+            known = earlier.get(step.index)
+            if _is_near(step, earlier) and (known is None or overlap(answer, known) < SAME):
                 found[step.index] = answer
                 settled.add(step.index)
                 fronts.append(step.after(answer))
@@ -162,9 +175,16 @@ def overlap(one: PlaneMask, other: PlaneMask) -> float:
     return 2 * common / max(1, one.area + other.area)
 
 
-def _corrects(step: CarryStep, answer: PlaneMask, known: PlaneMask | None) -> bool:
-    """Whether the carried correction replaces what is known of this slice."""
-    return known is None or (step.taken <= REACH and overlap(answer, known) < SAME)
+def _is_near(step: CarryStep, earlier: Mapping[int, PlaneMask]) -> bool:
+    """Whether the step may still be part of what its click meant.
+
+    People click into the middle of an error: beyond the click the object goes on about as far as it was missing
+    before it.
+    """
+    if step.index in earlier:
+        return step.taken <= REACH
+    gap = min((abs(step.origin - index) for index in earlier), default=None)
+    return gap is None or step.taken <= max(LEAST_REACH, MISSING_REACH * gap)
 
 
 def _fronts(seeds: Mapping[int, PlaneMask], limits: CarryLimits) -> list[CarryStep]:
