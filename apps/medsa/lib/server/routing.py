@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 
 from lib.datastore.labelvalues import RAW_SUFFIX
 from lib.errors import InputError, MedsaError
-from lib.volume import SUFFIXES
+from lib.volume import LABEL_SUFFIXES, SUFFIXES
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,8 @@ def author(user: User, params: dict[str, Any], request: Request) -> str:
     return f"host {request.client.host}" if request.client else "unknown"
 
 
-def known_suffix(file_name: str, extra: tuple[str, ...] = ()) -> str:
-    """The image suffix that a client's file name ends in; raises InputError for another one."""
-    suffixes = (*SUFFIXES, *extra)
+def known_suffix(file_name: str, suffixes: tuple[str, ...] = SUFFIXES) -> str:
+    """Which of `suffixes` a client's file name ends in, if not told otherwise an image's; raises InputError."""
     found = next((suffix for suffix in suffixes if file_name.endswith(suffix)), None)
     if found is None:
         raise InputError("file name", file_name, f"a name that ends in {', '.join(suffixes)}")
@@ -95,9 +94,9 @@ def known_suffix(file_name: str, extra: tuple[str, ...] = ()) -> str:
 
 
 @contextmanager
-def received(upload: UploadFile, extra: tuple[str, ...] = ()) -> Iterator[Path]:
+def received(upload: UploadFile, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
     """The uploaded file under a name of our own with its suffix, for as long as the block lasts."""
-    suffix = known_suffix(upload.filename or f"upload{SUFFIXES[0]}", extra)
+    suffix = known_suffix(upload.filename or f"upload{suffixes[0]}", suffixes)
     with tempfile.TemporaryDirectory(prefix="medsa-") as folder:
         path = Path(folder) / f"upload{suffix}"
         with path.open("wb") as stream:
@@ -106,8 +105,8 @@ def received(upload: UploadFile, extra: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def received_label(upload: UploadFile) -> Any:
-    """Like `received`; raw voxels (.bin), as a browser sends them, are allowed too."""
-    return received(upload, (RAW_SUFFIX,))
+    """Like `received`, but no pictures; raw voxels (.bin), as a browser sends them, are allowed too."""
+    return received(upload, (*LABEL_SUFFIXES, RAW_SUFFIX))
 
 
 def _answer(status: int, detail: str) -> JSONResponse:
