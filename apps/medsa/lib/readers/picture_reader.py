@@ -42,8 +42,7 @@ def read_picture(path: Path) -> StoredImage:
         ) from error
     except Image.DecompressionBombError as error:
         raise VolumeError(f"image {path.name}: {error}; allowed: {Image.MAX_IMAGE_PIXELS} pixels") from error
-    slices = np.swapaxes(pixels, 0, 1)[:, :, None]
-    return StoredImage(slices, affine, in_colour=slices.ndim == 4)
+    return StoredImage(pixels[:, :, None], affine, in_colour=pixels.ndim == 3)
 
 
 def _check(image: Image.Image, name: str) -> None:
@@ -59,15 +58,15 @@ def _check(image: Image.Image, name: str) -> None:
 
 
 def _pixels(image: Image.Image, name: str) -> NDArray[Any]:
-    """(rows, columns) of grey or (rows, columns, 3); Pillow checks all data on the way."""
+    """(columns, rows) of grey or (columns, rows, 3); Pillow checks all data on the way."""
     flat = _without_palette(image)
-    array = np.asarray(flat)
+    array = np.swapaxes(np.asarray(flat), 0, 1)
     if flat.mode in GREY_MODES:
         return array
     if flat.mode in ("RGB", "RGBA"):
         return without_alpha(array, name)
     if flat.mode == "LA":
-        return without_alpha(array[..., [0, 0, 0, 1]], name)[..., 0]
+        return without_alpha(array, name)[..., 0]
     raise VolumeError(
         f"image {name}: shape {image.size} has the colour mode {image.mode}; allowed: {ALLOWED}"
     )

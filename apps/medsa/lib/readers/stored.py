@@ -40,16 +40,16 @@ def holds_colours(meaning: Meaning, count: int, dtype: np.dtype[Any]) -> bool:
 
 
 def without_alpha(array: NDArray[Any], name: str) -> NDArray[Any]:
-    """Colours (..., 3) of `array` (..., 3 or 4); raises VolumeError where anything shines through.
+    """`array` (..., 3 or 4), or for grey (..., 1 or 2), less alpha; raises VolumeError where anything shines through.
 
     What shines through is the viewer's choice: the annotator would see something else than the model.
     """
-    if array.shape[-1] == 3:
+    if array.shape[-1] % 2:
         return array
     opaque = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1
-    if not (array[..., 3] == opaque).all():
+    if not (array[..., -1] == opaque).all():
         raise VolumeError(
             f"image {name}: shape {array.shape} has an alpha channel that is not opaque; "
-            f"allowed: three colours, or a fourth channel of {opaque} everywhere"
+            f"allowed: no alpha channel, or {opaque} everywhere in it"
         )
-    return array[..., :3]
+    return array[..., :-1]
