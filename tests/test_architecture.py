@@ -14,6 +14,7 @@ LAYERS = (
     ("readers", "settings"),
     ("volume", "prompts", "transforms", "model"),
     ("bases", "download", "embeddings", "honour", "propagation", "turns"),
+    ("conversation", "object_query", "voxels"),
     ("predictor",),
     ("evaluation",),
     ("training", "pretraining"),

@@ -125,10 +125,9 @@ class SliceEncoder:
         intensity: IntensitySettings,
         cache: EmbeddingCache,
         device: torch.device,
-        model_lock: threading.Lock,
     ) -> None:
         self.model, self.model_key, self.intensity = model, model_key, intensity
-        self.cache, self.device, self.model_lock = cache, device, model_lock
+        self.cache, self.device, self.model_lock = cache, device, threading.Lock()
         self._range_lock = threading.Lock()
         self._in_range: tuple[str, FloatArray] | None = None
 
@@ -172,7 +171,10 @@ class VolumeEmbeddings:
         self.slice_count: int = volume.shape_ijk[axis]
         self.encode_seconds = 0.0
 
-    def fetch(self, indices: Sequence[int]) -> Tensor:
+    def prepare(self) -> None:
+        """Nothing yet."""
+
+    def fetch(self, indices: Sequence[int], turn: object = None) -> Tensor:
         """Embeddings (P, 256, g, g) float32 of the slices `indices`, on the model's device."""
         cache, chunk_length = self.encoder.cache, self.encoder.chunk
         found: dict[int, Tensor] = {}

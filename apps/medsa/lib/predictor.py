@@ -1,42 +1,41 @@
 """From prompts on a volume to a mask on its voxel grid.
 
-Concurrency. A Predictor may be used from several threads. Shared between them: the model, guarded by
-`_model_lock`, and the embedding cache, which guards itself. Order: model lock, then cache lock. The model
-lock is held for one call of the model (a chunk of slices to encode, a batch of prompts to decode), never for
-a whole request and never while voxels are read, rescaled or written; requests therefore interleave, and each
-works on its own values. A Predictor keeps no other state: the same volume and prompts give the same answer
-whatever was asked before.
+Concurrency. A Predictor may be used from several threads. Shared between them: the model, used only by the thread
+that holds the device's turn (`lib/turns.py`), and two memories that guard themselves, the embedding cache and the
+conversations. A request holds the turn for all its work with the model and gives way between chunks of slices to
+encode; it does not hold it while voxels are read, rescaled or written. No other lock is held while a turn is awaited.
+
+What was answered earlier in the same conversation counts: a correction changes the answer that the annotator saw.
+The same conversation always gives the same answers.
 """
 
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from lib.conversation import Conversations, Earlier, Topic
 from lib.embeddings import EmbeddingCache, SliceEncoder, VolumeEmbeddings
 from lib.errors import NotFoundError
-from lib.honour import honour_clicks
 from lib.model.medsa import Masks, MedSA, PlanePrompts, SinglePrompt
+from lib.object_query import ObjectQuery
 from lib.prompts.promptset import PromptSet
-from lib.prompts.simulate import interior_point
-from lib.prompts.slice_plan import EdgesUV, SlicePlan, SlicePrompt, plan_slices
-from lib.propagation import CarryStep, PlaneMask, carry
+from lib.prompts.slice_plan import SlicePlan, plan_slices
+from lib.propagation import PlaneMask
 from lib.settings import IntensitySettings
-from lib.transforms.geometry import MASK_LOGIT, AxisChoice, PlaneGeometry, put_planes
+from lib.transforms.geometry import AxisChoice
+from lib.turns import Asker, DeviceTurns, Turn
 from lib.volume import Volume
+from lib.voxels import MaskArray, labels_to_voxels, mask_to_voxels
 
-MaskArray = NDArray[np.uint8]
-
-# Slices brought back to voxels at once; bounds the memory for bases with large inputs.
-VOXEL_BATCH = 16
 # Slices decoded at once without clicks: larger batches are no faster on a CPU.
 AUTOMATIC_BATCH = 8
+Planes = Mapping[int, PlaneMask]
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,29 @@ class Prediction:
     """A mask (i, j, k), 0 or 1, on the volume's grid.
 
     `slices` are those that were answered, in order along the slice axis; `quality` is the IoU the model
-    predicts for each; `seconds` were spent in "encode", "decode" and in "total".
+    predicts for each; `seconds` were spent in "wait" (for the device), "encode", "decode" and in "total".
     """
 
     mask: MaskArray
     slices: tuple[int, ...]
     quality: dict[int, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ObjectSlices:
+    """Where one label was found: `slices` in order, and the IoU the model predicts for each."""
+
+    slices: tuple[int, ...]
+    quality: dict[int, float]
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """A mask (i, j, k) of 0 and 1 + the label's place in `objects`, on the volume's grid."""
+
+    mask: MaskArray
+    objects: dict[str, ObjectSlices]
     seconds: dict[str, float]
 
 
@@ -61,10 +77,31 @@ class AutomaticPrediction:
     slices: tuple[int, ...]
 
 
+@dataclass
+class _Work:
+    """What one request uses: the volume's embeddings, the turn while it is held, and the time spent."""
+
+    embeddings: VolumeEmbeddings
+    asker: Asker
+    started: float = field(default_factory=time.perf_counter)
+    decode_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    turn: Turn | None = None
+
+    def seconds(self) -> dict[str, float]:
+        return {
+            "wait": self.wait_seconds,
+            "encode": self.embeddings.encode_seconds,
+            "decode": self.decode_seconds,
+            "total": time.perf_counter() - self.started,
+        }
+
+
 class Predictor:
     """Answers prompts with one model. `model_key` names model and adapter version in the embedding cache.
 
-    Moves the model to `device` and into evaluation mode. `slice_axis` is "auto", "i", "j" or "k".
+    Moves the model to `device` and into evaluation mode. `slice_axis` is "auto", "i", "j" or "k". Predictors on one
+    device share its `turns`.
     """
 
     def __init__(
@@ -75,35 +112,61 @@ class Predictor:
         slice_axis: AxisChoice,
         cache: EmbeddingCache,
         device: str = "cpu",
+        turns: DeviceTurns | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.slice_axis = slice_axis
-        self._model_lock = threading.Lock()
-        self._encoder = SliceEncoder(model, model_key, intensity, cache, self.device, self._model_lock)
+        self.model_key, self.slice_axis = model_key, slice_axis
+        self._turns = turns or DeviceTurns()
+        self._conversations = Conversations()
+        self._encoder = SliceEncoder(model, model_key, intensity, cache, self.device)
 
-    def predict(self, volume: Volume, prompts: PromptSet, *, whole_object: bool = True) -> Prediction:
-        """The object that `prompts` mark in `volume`; with `whole_object` False on the marked slices alone.
+    def predict(
+        self,
+        volume: Volume,
+        prompts: PromptSet,
+        *,
+        whole_object: bool = True,
+        only_slice: int | None = None,
+        asker: Asker | None = None,
+    ) -> Prediction:
+        """The object that `prompts` mark in `volume`.
 
-        A slice with a positive click or a box's middle slice starts the object. It is then carried from slice
-        to slice until it ends; negative clicks count on the slice they are on. An empty mask is a legal
-        answer.
+        With `whole_object` False on the marked slices alone, of those with `only_slice` on that one. A slice with a
+        positive click or a box's middle slice starts the object; it is then carried from slice to slice until it ends.
+        A negative click trims the slice it is on, or ends the object there. An empty mask is a legal answer.
+
+        Prompts that add to those of an earlier request of the same client correct the earlier answer: slices far from
+        the new clicks stay as they were. Raises BusyError and ClientGoneError as `DeviceTurns.turn` does.
         """
-        started = time.perf_counter()
-        embeddings = self._encoder.open(volume, self.slice_axis)
-        plan = plan_slices(prompts, embeddings.axis, volume.shape_ijk)
-        request = _Request(self, embeddings, plan, self._label_id(prompts.label))
-        found = request.seeds()
-        if whole_object:
-            found = carry(found, plan.bounds, request.step)
-        mask = _to_voxels(found, embeddings, plan)
-        seconds = {
-            "encode": embeddings.encode_seconds,
-            "decode": request.decode_seconds,
-            "total": time.perf_counter() - started,
-        }
+        work = self._begin(volume, asker)
+        with self._turn(work):
+            found, plan = self._object(work, prompts, whole_object, only_slice)
+        mask = mask_to_voxels(found, work.embeddings, plan)
         slices = tuple(sorted(found))
-        return Prediction(mask, slices, {index: found[index].predicted_iou for index in slices}, seconds)
+        return Prediction(
+            mask, slices, {index: found[index].predicted_iou for index in slices}, work.seconds()
+        )
+
+    def predict_labels(
+        self, volume: Volume, by_label: Mapping[str, PromptSet], *, asker: Asker | None = None
+    ) -> LabelPrediction:
+        """All objects at once, each from its own prompts; where two claim a voxel the more confident one gets it."""
+        work = self._begin(volume, asker)
+        with self._turn(work):
+            found = {label: self._object(work, prompts, True, None) for label, prompts in by_label.items()}
+        return _labelled(found, work)
+
+    def automatic_labels(
+        self, volume: Volume, labels: Sequence[str], *, asker: Asker | None = None
+    ) -> LabelPrediction:
+        """What the model sees without any click, of every label. Raises NotFoundError for one it does not have."""
+        work = self._begin(volume, asker)
+        everything = range(work.embeddings.slice_count)
+        plan = SlicePlan({}, everything, {})
+        with self._turn(work):
+            found = {label: (self._automatic_planes(work, label, everything), plan) for label in labels}
+        return _labelled(found, work)
 
     def automatic(self, volume: Volume, label: str, stride: int = 1) -> AutomaticPrediction:
         """What the model sees without any click, on every `stride`-th slice.
@@ -111,33 +174,97 @@ class Predictor:
         The prompt is `label`'s own token where the adapter is trained, none at all where it is not. Raises
         NotFoundError for a label the model does not have.
         """
-        embeddings = self._encoder.open(volume, self.slice_axis)
-        slices = range(0, embeddings.slice_count, stride)
-        logits = self._automatic_logits(embeddings, label, slices)
-        return AutomaticPrediction(logits.sigmoid().numpy(), tuple(slices))
+        work = self._begin(volume, Asker(background=True))
+        slices = range(0, work.embeddings.slice_count, stride)
+        with self._turn(work):
+            masks = self._automatic_masks(work, label, slices)
+        return AutomaticPrediction(masks.logits[:, 0].sigmoid().numpy(), tuple(slices))
 
     def automatic_mask(self, volume: Volume, label: str) -> MaskArray:
         """The same for every slice, as a mask (i, j, k), 0 or 1, on the volume's grid."""
-        embeddings = self._encoder.open(volume, self.slice_axis)
-        slices = range(embeddings.slice_count)
-        logits = self._automatic_logits(embeddings, label, slices)
-        found = {index: PlaneMask(logits[index], 1.0) for index in slices}
-        return _to_voxels(found, embeddings, SlicePlan({}, slices, {}))
+        return self.automatic_labels(volume, [label]).mask
 
     def decode(self, embeddings: Tensor, prompts: Sequence[SinglePrompt]) -> Masks:
-        """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU."""
+        """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU.
+
+        The caller holds the device's turn, or is alone.
+        """
         stacked = PlanePrompts.stack(prompts).to(self.device)
-        with self._model_lock, torch.inference_mode():
+        with torch.inference_mode():
             masks = self.model.decode(embeddings, stacked)
             return Masks(masks.logits.float().cpu(), masks.iou.float().cpu())
 
-    def _automatic_logits(self, embeddings: VolumeEmbeddings, label: str, slices: range) -> Tensor:
+    def _begin(self, volume: Volume, asker: Asker | None) -> _Work:
+        return _Work(self._encoder.open(volume, self.slice_axis), asker or Asker())
+
+    @contextmanager
+    def _turn(self, work: _Work) -> Iterator[None]:
+        work.embeddings.prepare()
+        with self._turns.turn(work.asker) as turn:
+            work.turn = turn
+            yield
+            work.wait_seconds = turn.waited_s
+
+    def _object(
+        self, work: _Work, prompts: PromptSet, whole_object: bool, only_slice: int | None
+    ) -> tuple[Planes, SlicePlan]:
+        """The masks of the slices that hold the object, and the plan that they follow."""
+        volume, axis = work.embeddings.volume, work.embeddings.axis
+        scope = "object" if whole_object else f"slice {only_slice}"
+        topic = Topic(work.asker.client, volume.content_key, self.model_key, axis, prompts.label, scope)
+        plan = plan_slices(prompts, axis, volume.shape_ijk)
+        if only_slice is not None:
+            plan = plan.only(only_slice)
+        earlier = self._conversations.recall(topic, prompts)
+        planes = self._answer(self._query(work, plan, prompts), earlier, prompts, whole_object)
+        self._conversations.remember(topic, Earlier(prompts, planes))
+        return planes, plan
+
+    def _answer(
+        self, query: ObjectQuery, earlier: Earlier | None, prompts: PromptSet, whole_object: bool
+    ) -> Planes:
+        if earlier is None and prompts.mask is not None:
+            earlier = _as_earlier(prompts, query)
+            if not query.plan.prompts:
+                return query.refined(earlier.planes)
+        if earlier is None:
+            return query.found(whole_object)
+        changed = query.plan.changed_since(earlier.prompts, query.embeddings.axis)
+        return query.corrected(earlier.planes, changed, whole_object) if changed else earlier.planes
+
+    def _query(self, work: _Work, plan: SlicePlan, prompts: PromptSet) -> ObjectQuery:
+        def decode(indices: Sequence[int], asked: Sequence[SinglePrompt]) -> Masks:
+            features = self._fetch(work, indices)
+            started = time.perf_counter()
+            masks = self.decode(features, asked)
+            work.decode_seconds += time.perf_counter() - started
+            return masks
+
+        return ObjectQuery(work.embeddings, plan, self._label_id(prompts.label), self.model.trained, decode)
+
+    def _automatic_planes(self, work: _Work, label: str, slices: range) -> Planes:
+        masks = self._automatic_masks(work, label, slices)
+        shown = {
+            index: PlaneMask(masks.logits[row, 0], float(masks.iou[row, 0]))
+            for row, index in enumerate(slices)
+        }
+        return {index: plane for index, plane in shown.items() if plane.area}
+
+    def _automatic_masks(self, work: _Work, label: str, slices: range) -> Masks:
         prompt = SinglePrompt(label_id=self._label_id(label))
         batches = []
         for start in range(0, len(slices), AUTOMATIC_BATCH):
             batch = slices[start : start + AUTOMATIC_BATCH]
-            batches.append(self.decode(embeddings.fetch(batch), [prompt] * len(batch)).logits[:, 0])
-        return torch.cat(batches)
+            features = self._fetch(work, batch)
+            started = time.perf_counter()
+            batches.append(self.decode(features, [prompt] * len(batch)))
+            work.decode_seconds += time.perf_counter() - started
+        return Masks(
+            torch.cat([batch.logits for batch in batches]), torch.cat([batch.iou for batch in batches])
+        )
+
+    def _fetch(self, work: _Work, indices: Sequence[int]) -> Tensor:
+        return work.embeddings.fetch(indices, work.turn)
 
     def _label_id(self, label: str | None) -> int:
         """Index of the label meant, -1 for none.
@@ -153,131 +280,17 @@ class Predictor:
         return labels.index(label)
 
 
-@dataclass
-class _Request:
-    """One call of `Predictor.predict`: turns slice prompts and carrying steps into the model's prompts."""
-
-    predictor: Predictor
-    embeddings: VolumeEmbeddings
-    plan: SlicePlan
-    label_id: int
-    decode_seconds: float = 0.0
-    allowed: dict[EdgesUV | None, Tensor] = field(default_factory=dict)
-
-    def seeds(self) -> dict[int, PlaneMask]:
-        """The masks of the slices that say where the object is, decoded together."""
-        indices = [index for index, prompt in sorted(self.plan.prompts.items()) if prompt.is_seed]
-        if not indices:
-            return {}
-        prompts = [self._seed_prompt(self.plan.prompts[index]) for index in indices]
-        # A trained adapter knows whole from part; for the base alone a lone click needs SAM's three guesses.
-        trained = self.predictor.model.trained
-        ambiguous = torch.tensor([prompt.is_ambiguous and not trained for prompt in prompts])
-        logits, iou = self._decode(indices, prompts).choose(ambiguous)
-        return {index: self._plane_mask(index, logits[row], iou[row]) for row, index in enumerate(indices)}
-
-    def step(self, steps: Sequence[CarryStep]) -> list[PlaneMask]:
-        """Carrying: the most interior point of the neighbour's mask becomes the prompt.
-
-        The mask itself is no part of it: measured, errors then grow from slice to slice, and the object does
-        not end. A point lets every slice be judged by its own image.
-        """
-        masks = self._decode([step.index for step in steps], [self._carry_prompt(step) for step in steps])
-        answers = []
-        for row, step in enumerate(steps):
-            entry = 0 if self.predictor.model.trained else _most_alike(masks.logits[row], step.previous)
-            answers.append(self._plane_mask(step.index, masks.logits[row, entry], masks.iou[row, entry]))
-        return answers
-
-    def _seed_prompt(self, prompt: SlicePrompt) -> SinglePrompt:
-        geometry = self.embeddings.geometry
-        box = None
-        if prompt.box is not None:
-            box = geometry.boxes_to_model(np.array([prompt.box]))[0].tolist()
-        return SinglePrompt(self._model_points(prompt), box, label_id=self.label_id)
-
-    def _carry_prompt(self, step: CarryStep) -> SinglePrompt:
-        geometry = self.embeddings.geometry
-        marked = self._model_points(self.plan.prompts.get(step.index, SlicePrompt()))
-        inside = step.previous.inside.copy()
-        for x, y, _ in marked:
-            # All are negative (a positive one makes a seed): the carried point must keep away from them.
-            pixel = np.rint(geometry.model_to_mask_pixels(np.array([(x, y)])))[0]
-            column, row = pixel.astype(int).clip(0, geometry.mask_size - 1)
-            inside[row, column] = False
-        row, column = interior_point(inside if inside.any() else step.previous.inside)
-        x, y = geometry.mask_pixels_to_model(np.array([(column, row)]))[0]
-        return SinglePrompt([(float(x), float(y), 1), *marked], label_id=self.label_id)
-
-    def _model_points(self, prompt: SlicePrompt) -> list[tuple[float, float, int]]:
-        if not prompt.points:
-            return []
-        table = np.array(prompt.points)
-        xy = self.embeddings.geometry.points_to_model(table[:, :2])
-        return [(float(x), float(y), int(label)) for (x, y), label in zip(xy, table[:, 2], strict=True)]
-
-    def _decode(self, indices: Sequence[int], prompts: Sequence[SinglePrompt]) -> Masks:
-        features = self.embeddings.fetch(indices)
-        started = time.perf_counter()
-        masks = self.predictor.decode(features, prompts)
-        self.decode_seconds += time.perf_counter() - started
-        return masks
-
-    def _plane_mask(self, index: int, logits: Tensor, iou: Tensor) -> PlaneMask:
-        """With the annotator's clicks on this slice honoured, whatever the network made of them."""
-        clicks = self._model_points(self.plan.prompts.get(index, SlicePrompt()))
-        logits = honour_clicks(logits, clicks, self.embeddings.geometry)
-        return PlaneMask(logits.masked_fill(~self._allowed(index), -MASK_LOGIT), float(iou))
-
-    def _allowed(self, index: int) -> Tensor:
-        """(m, m) bool: what lies in the slice, and in the window of a box that covers it."""
-        window = self.plan.windows.get(index)
-        if window not in self.allowed:
-            self.allowed[window] = _window_at_mask_size(self.embeddings.geometry, window)
-        return self.allowed[window]
+def _as_earlier(prompts: PromptSet, query: ObjectQuery) -> Earlier:
+    """A mask that was sent, as if it had been answered to the same boxes without any click."""
+    return Earlier(replace(prompts, positive_ijk=(), negative_ijk=()), query.given_planes(prompts))
 
 
-def _most_alike(logits: Tensor, previous: PlaneMask) -> int:
-    """Which of the masks (4, m, m) overlaps most (Dice) with the neighbour's; the first of equal ones.
-
-    The base's masks show part and whole; on the next slice the annotator means the same of them.
-    """
-    inside = (logits > 0).numpy()
-    common = np.count_nonzero(inside & previous.inside, axis=(1, 2))
-    areas = np.count_nonzero(inside, axis=(1, 2)) + previous.area
-    return int(np.argmax(common / np.maximum(areas, 1)))
-
-
-def _window_at_mask_size(geometry: PlaneGeometry, window: EdgesUV | None) -> Tensor:
-    """(m, m) bool: the pixels that a window (for None, the whole slice) touches, and their neighbours.
-
-    The neighbours are kept because the map to voxels interpolates between pixels: it would shave an object
-    that reaches the edge of the slice. Where a window ends is cut exactly on the voxels.
-    """
-    u0, v0, u1, v1 = window or (0, 0, *geometry.size_uv)
-    plane = torch.zeros(1, *geometry.size_uv)
-    plane[:, u0:u1, v0:v1] = 1.0
-    touched = (geometry.masks_to_logits(plane) > -MASK_LOGIT).float()
-    return functional.max_pool2d(touched, kernel_size=3, stride=1, padding=1)[0] > 0
-
-
-def _to_voxels(found: Mapping[int, PlaneMask], embeddings: VolumeEmbeddings, plan: SlicePlan) -> MaskArray:
-    """The masks of slices -> (i, j, k) uint8 on the volume's grid; slices without one are empty."""
-    mask = np.zeros(embeddings.volume.shape_ijk, dtype=np.uint8)
-    indices = sorted(found)
-    for start in range(0, len(indices), VOXEL_BATCH):
-        batch = indices[start : start + VOXEL_BATCH]
-        logits = embeddings.geometry.logits_to_voxels(torch.stack([found[index].logits for index in batch]))
-        planes = (logits > 0).numpy().astype(np.uint8)
-        for row, index in enumerate(batch):
-            if index in plan.windows:
-                planes[row] = _cropped(planes[row], plan.windows[index])
-        put_planes(mask, planes, embeddings.axis, batch)
-    return mask
-
-
-def _cropped(plane: MaskArray, window: EdgesUV) -> MaskArray:
-    u0, v0, u1, v1 = window
-    kept = np.zeros_like(plane)
-    kept[u0:u1, v0:v1] = plane[u0:u1, v0:v1]
-    return kept
+def _labelled(found: Mapping[str, tuple[Planes, SlicePlan]], work: _Work) -> LabelPrediction:
+    mask = labels_to_voxels(list(found.values()), work.embeddings)
+    objects = {
+        label: ObjectSlices(
+            tuple(sorted(planes)), {index: planes[index].predicted_iou for index in sorted(planes)}
+        )
+        for label, (planes, _) in found.items()
+    }
+    return LabelPrediction(mask, objects, work.seconds())

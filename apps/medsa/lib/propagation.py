@@ -1,10 +1,10 @@
-"""Carrying an object from the slices where it was marked to their neighbours, until it ends.
+"""Carrying an object from the slices where it was marked to their neighbours, until it ends, and corrections of that.
 
 Pure: no model, no state. The model comes in as a function that answers several slices at once, because a call
 costs far more than one slice in it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,14 +24,22 @@ MIN_OVERLAP = 0.4
 MAX_GROWTH = 2.0
 # Fewer low-resolution pixels than this are no outline any more; the object has ended.
 MIN_AREA_PIXELS = 2
+# A correction changes what was found before on the slices this near to it, and none farther away.
+REACH = 10
+# Where the corrected object looks like this (Dice) what was found before, the correction has been taken in.
+SAME = 0.9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlaneMask:
-    """One slice's answer: logits (m, m), rows y and columns x, on the CPU, and the IoU the model predicts."""
+    """One slice's answer: logits (m, m), rows y and columns x, on the CPU, and the IoU the model predicts.
+
+    `given` (n_u, n_v) bool are the voxels themselves where they came from the annotator and not from the model.
+    """
 
     logits: Tensor
     predicted_iou: float
+    given: NDArray[np.bool_] | None = None
 
     @cached_property
     def inside(self) -> NDArray[np.bool_]:
@@ -58,17 +66,18 @@ class CarryLimits:
 class CarryStep:
     """Asks for slice `index`, given its neighbour's mask `previous` and that of the seed where it all began.
 
-    `direction` is +1 or -1 along the slice axis.
+    `direction` is +1 or -1 along the slice axis, `taken` the number of steps since the seed, this one included.
     """
 
     index: int
     direction: int
     previous: PlaneMask
     seed: PlaneMask
+    taken: int = 1
 
     def after(self, answer: PlaneMask) -> "CarryStep":
         """The next step in the same direction."""
-        return CarryStep(self.index + self.direction, self.direction, answer, self.seed)
+        return CarryStep(self.index + self.direction, self.direction, answer, self.seed, self.taken + 1)
 
 
 DecodeSteps = Callable[[Sequence[CarryStep]], Sequence[PlaneMask]]
@@ -85,20 +94,54 @@ def carry(
     """
     limits = limits or CarryLimits()
     found = dict(seeds)
-    fronts = [
-        CarryStep(index + direction, direction, seeds[index], seeds[index])
-        for index in sorted(seeds)
-        for direction in (-1, 1)
-        if seeds[index].area >= limits.min_area_pixels
-    ]
+    fronts = _fronts(seeds, limits)
     while fronts := [step for step in fronts if step.index in bounds and step.index not in found]:
-        now, waiting = _one_per_slice(fronts)
-        fronts = waiting
+        now, fronts = _one_per_slice(fronts)
         for step, answer in zip(now, decode(now), strict=True):
             if continues(step, answer, limits):
                 found[step.index] = answer
                 fronts.append(step.after(answer))
     return found
+
+
+def revise(
+    earlier: Mapping[int, PlaneMask],
+    corrected: Mapping[int, PlaneMask],
+    fixed: Collection[int],
+    bounds: range,
+    decode: DecodeSteps,
+    limits: CarryLimits | None = None,
+) -> dict[int, PlaneMask]:
+    """The object found `earlier`, with the `corrected` slices in it and their surroundings brought into line.
+
+    From every corrected slice the object is carried both ways: over slices where it was before, as long as it
+    differs from that and at most `REACH` slices far; over others until it ends. `fixed` slices, which the annotator
+    marked, stay as they are. An empty corrected slice is where the object ends.
+    """
+    limits = limits or CarryLimits()
+    found = {**earlier, **corrected}
+    settled = {*fixed, *corrected}
+    fronts = _fronts(corrected, limits)
+    while fronts := [step for step in fronts if step.index in bounds and step.index not in settled]:
+        now, fronts = _one_per_slice(fronts)
+        for step, answer in zip(now, decode(now), strict=True):
+            if continues(step, answer, limits) and _corrects(step, answer, earlier.get(step.index)):
+                found[step.index] = answer
+                settled.add(step.index)
+                fronts.append(step.after(answer))
+    return {index: plane for index, plane in found.items() if plane.area >= limits.min_area_pixels}
+
+
+def connected(found: Mapping[int, PlaneMask], marked: Collection[int]) -> dict[int, PlaneMask]:
+    """`found` without the runs of neighbouring slices that hold no `marked` one: nobody said they are the object."""
+    kept: dict[int, PlaneMask] = {}
+    for start in marked:
+        for direction in (-1, 1):
+            index = start
+            while index in found:
+                kept[index] = found[index]
+                index += direction
+    return kept
 
 
 def continues(step: CarryStep, answer: PlaneMask, limits: CarryLimits) -> bool:
@@ -110,8 +153,28 @@ def continues(step: CarryStep, answer: PlaneMask, limits: CarryLimits) -> bool:
         return False
     if answer.area > limits.max_growth * previous.area:
         return False
-    common = np.count_nonzero(answer.inside & previous.inside)
-    return bool(2 * common >= limits.min_overlap * (answer.area + previous.area))
+    return overlap(answer, previous) >= limits.min_overlap
+
+
+def overlap(one: PlaneMask, other: PlaneMask) -> float:
+    """Dice of two masks; 0 when both are empty."""
+    common = np.count_nonzero(one.inside & other.inside)
+    return 2 * common / max(1, one.area + other.area)
+
+
+def _corrects(step: CarryStep, answer: PlaneMask, known: PlaneMask | None) -> bool:
+    """Whether the carried correction replaces what is known of this slice."""
+    return known is None or (step.taken <= REACH and overlap(answer, known) < SAME)
+
+
+def _fronts(seeds: Mapping[int, PlaneMask], limits: CarryLimits) -> list[CarryStep]:
+    """One step up and one down from every seed that shows anything."""
+    return [
+        CarryStep(index + direction, direction, seeds[index], seeds[index])
+        for index in sorted(seeds)
+        for direction in (-1, 1)
+        if seeds[index].area >= limits.min_area_pixels
+    ]
 
 
 def _one_per_slice(fronts: Sequence[CarryStep]) -> tuple[list[CarryStep], list[CarryStep]]:

@@ -37,6 +37,20 @@ class SlicePlan:
     bounds: range
     windows: dict[int, EdgesUV]
 
+    def only(self, index: int) -> "SlicePlan":
+        """The same for one slice alone."""
+        kept = {index: self.prompts[index]} if index in self.prompts else {}
+        return SlicePlan(kept, range(index, index + 1), self.windows)
+
+    def changed_since(self, earlier: PromptSet, axis: int) -> list[int]:
+        """The slices whose clicks are not those of `earlier`, in order."""
+        before = _points_by_slice(earlier, axis)
+        return [
+            index
+            for index, prompt in sorted(self.prompts.items())
+            if set(prompt.points) != set(before.get(index, ()))
+        ]
+
 
 def plan_slices(prompts: PromptSet, axis: int, shape_ijk: Sequence[int]) -> SlicePlan:
     """Sorts prompts by slice along `axis`.

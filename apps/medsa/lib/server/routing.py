@@ -22,14 +22,15 @@ from monailabel.endpoints.user.auth import RBAC, User
 from starlette.exceptions import HTTPException
 
 from lib.datastore.labelvalues import RAW_SUFFIX
-from lib.errors import InputError, MedsaError
-from lib.volume import LABEL_SUFFIXES, SUFFIXES
+from lib.errors import BusyError, ClientGoneError, InputError, MedsaError
+from lib.volume import SUFFIXES
 
 log = logging.getLogger(__name__)
 
 AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
 Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", RAW_SUFFIX)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -49,6 +50,11 @@ class MedsaRoute(APIRoute):
                 return await handler(request)
             except (HTTPException, RequestValidationError):
                 raise  # FastAPI answers these itself
+            except BusyError as error:
+                return _answer(error.http_status, str(error), {"Retry-After": str(error.retry_after_s)})
+            except ClientGoneError as error:
+                log.info("%s %s: %s", request.method, self.path, error)
+                return _answer(error.http_status, str(error))
             except Exception as error:
                 if isinstance(error, MedsaError) and error.http_status < 500:
                     return _answer(error.http_status, str(error))
@@ -65,7 +71,7 @@ def json_object(field: str, text: str | None) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for thousands of brackets
         value = text
     if not isinstance(value, dict):
         raise InputError(field, value, "a JSON object")
@@ -86,7 +92,7 @@ def author(user: User, params: dict[str, Any], request: Request) -> str:
 
 
 def known_suffix(file_name: str, suffixes: tuple[str, ...] = SUFFIXES) -> str:
-    """Which of `suffixes` a client's file name ends in, if not told otherwise an image's; raises InputError."""
+    """The suffix that a client's file name ends in; raises InputError for another one."""
     found = next((suffix for suffix in suffixes if file_name.endswith(suffix)), None)
     if found is None:
         raise InputError("file name", file_name, f"a name that ends in {', '.join(suffixes)}")
@@ -105,9 +111,9 @@ def received(upload: UploadFile, suffixes: tuple[str, ...] = SUFFIXES) -> Iterat
 
 
 def received_label(upload: UploadFile) -> Any:
-    """Like `received`, but no pictures; raw voxels (.bin), as a browser sends them, are allowed too."""
-    return received(upload, (*LABEL_SUFFIXES, RAW_SUFFIX))
+    """Like `received`, for label maps; raw voxels (.bin), as a browser sends them, are allowed too."""
+    return received(upload, LABEL_SUFFIXES)
 
 
-def _answer(status: int, detail: str) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status_code=status)
+def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status_code=status, headers=headers)
