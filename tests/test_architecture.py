@@ -11,7 +11,7 @@ APP = Path(__file__).resolve().parent.parent / "apps" / "medsa"
 
 LAYERS = (
     ("errors", "files", "memory", "version"),
-    ("settings",),
+    ("readers", "settings"),
     ("volume", "prompts", "transforms", "model"),
     ("bases", "download", "embeddings", "honour", "propagation", "turns"),
     ("conversation", "object_query", "voxels"),

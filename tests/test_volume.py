@@ -8,6 +8,7 @@ import nrrd
 import numpy as np
 import pytest
 import SimpleITK
+from PIL import Image
 
 from lib.errors import LabelError, VolumeError
 from lib.volume import Volume, load_label, load_volume, save_mask
@@ -135,7 +136,9 @@ class TestRefusedImages:
 
     def test_other_formats_are_not_even_opened(self, tmp_path: Path) -> None:
         np.save(tmp_path / "a.npy", np.array([object()]), allow_pickle=True)
-        with pytest.raises(VolumeError, match=r"unknown file type; allowed: \.nii\.gz, \.nii, \.nrrd"):
+        with pytest.raises(
+            VolumeError, match=r"unknown file type; allowed: \.nii\.gz, \.nii, \.nrrd, \.png, \.jpg, "
+        ):
             load_volume(tmp_path / "a.npy")
 
     def test_four_axes(self, tmp_path: Path) -> None:
@@ -149,10 +152,9 @@ class TestRefusedImages:
         with pytest.raises(VolumeError, match="NaN or infinite"):
             load_volume(write_nifti(tmp_path / "a.nii", spoiled))
 
-    def test_colours(self, tmp_path: Path) -> None:
-        rgb = np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-        with pytest.raises(VolumeError):
-            load_volume(write_nifti(tmp_path / "a.nii", rgb))
+    def test_values_that_are_no_numbers(self, tmp_path: Path) -> None:
+        with pytest.raises(VolumeError, match="values of type complex64 are not numbers"):
+            load_volume(write_nifti(tmp_path / "a.nii", np.zeros((3, 4, 5), np.complex64)))
 
     def test_an_axis_without_length(self, tmp_path: Path, array: np.ndarray) -> None:
         path = write_nrrd(tmp_path / "a.nrrd", array, **{"space directions": np.diag([1.0, 1.0, 0.0])})
@@ -179,8 +181,9 @@ class TestContentKey:
             Volume(array.reshape(5, 4, 6), np.eye(4)).content_key,
             Volume(array.view(np.uint16), np.eye(4)).content_key,
             Volume(array, np.diag([1.0, 1.0, 2.0, 1.0])).content_key,
+            Volume(array.reshape(4, 5, 2, 3), np.eye(4)).content_key,
         }
-        assert len(keys) == 5
+        assert len(keys) == 6
 
 
 class TestLoadLabel:
@@ -220,6 +223,31 @@ class TestLoadLabel:
         ):
             load_label(path, image, {"object": 1})
 
+    @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
+    def test_the_image_may_be_in_colour(self, tmp_path: Path, ellipsoid_case: Any, name: str) -> None:
+        image, mask = ellipsoid_case
+        colour = Volume(np.stack([image.array] * 3, axis=-1), image.affine)
+        save_mask(mask, colour, tmp_path / name)
+        assert np.array_equal(load_label(tmp_path / name, colour, {"object": 1}), mask)
+
+    def test_the_label_may_not(self, tmp_path: Path, ellipsoid_case: Any) -> None:
+        image, mask = ellipsoid_case
+        path = write_nifti(tmp_path / "a.nii.gz", np.stack([mask] * 3, axis=-1), image.affine)
+        with pytest.raises(
+            LabelError, match=r"a\.nii\.gz: shape \(24, 20, 12, 3\) is in colour; allowed: one"
+        ):
+            load_label(path, image, {"object": 1})
+
+    @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+    def test_a_picture(self, tmp_path: Path, name: str) -> None:
+        """JPEG changes values, and a PNG of any spacing would seem to fit."""
+        image = Volume(np.zeros((7, 5, 1), np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0]))
+        Image.new("L", (7, 5)).save(tmp_path / name)
+        with pytest.raises(
+            LabelError, match=rf"label {name}: is a picture; allowed: \.nii\.gz, \.nii, \.nrrd"
+        ):
+            load_label(tmp_path / name, image, {"object": 1})
+
     def test_unreadable(self, tmp_path: Path, ellipsoid_case: Any) -> None:
         (tmp_path / "a.nrrd").write_bytes(b"nothing")
         with pytest.raises(LabelError, match="cannot be read"):
@@ -242,6 +270,25 @@ class TestSaveMask:
         lps = np.array(read.TransformIndexToPhysicalPoint((13, 8, 6)))
         assert np.allclose(lps * (-1, -1, 1), (image.affine @ (13, 8, 6, 1))[:3])
         assert read[13, 8, 6] == 1
+
+    @pytest.mark.parametrize("name", ["m.nrrd", "m.nii.gz"])
+    def test_of_a_picture_it_lies_on_the_picture(self, tmp_path: Path, name: str) -> None:
+        Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
+        image = load_volume(tmp_path / "a.png")
+        mask = np.zeros(image.shape_ijk, np.uint8)
+        mask[600, 100] = 1
+        save_mask(mask, image, tmp_path / name)
+        picture = SimpleITK.ReadImage(str(tmp_path / "a.png"))
+        read = SimpleITK.ReadImage(str(tmp_path / name))
+        assert (image.shape_ijk, read.GetSize()) == ((640, 480, 1), (640, 480, 1))
+        assert read[600, 100, 0] == 1
+        place = read.TransformIndexToPhysicalPoint((600, 100, 0))
+        assert place[:2] == picture.TransformIndexToPhysicalPoint((600, 100))
+
+    def test_a_mask_with_colours_is_refused(self, tmp_path: Path) -> None:
+        image = Volume(np.zeros((7, 5, 1, 3), np.uint8), np.eye(4))
+        with pytest.raises(LabelError, match=r"shape \(7, 5, 1, 3\) is not its image's \(7, 5, 1\)"):
+            save_mask(image.array, image, tmp_path / "m.nrrd")
 
     def test_nrrd_is_raw_and_i_runs_fastest(self, tmp_path: Path, ellipsoid_case: Any) -> None:
         image, mask = ellipsoid_case

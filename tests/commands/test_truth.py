@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
 from lib.commands.truth import find_cases, load_truth
-from lib.errors import InputError, NotFoundError
+from lib.errors import InputError, LabelError, NotFoundError
 from lib.volume import Volume, save_mask
 
 LABELS = {"anterior": 1, "posterior": 2}
@@ -46,6 +47,13 @@ def test_merging_makes_one_object_with_that_labels_value(truth_file: Path) -> No
     truth = load_truth(truth_file, LABELS, merge="posterior")
     assert np.unique(truth.label).tolist() == [0, 2]
     assert int(truth.objects(LABELS)["posterior"].sum()) == 3
+
+
+@pytest.mark.parametrize("merge", [None, "posterior"])
+def test_colours_are_no_label(tmp_path: Path, merge: str | None) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6, 3), np.uint8), np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(LabelError, match=r"a\.nii: shape \(4, 5, 6, 3\) is in colour; allowed: one value"):
+        load_truth(tmp_path / "a.nii", LABELS, merge)
 
 
 def test_merging_into_an_unknown_label_is_refused(truth_file: Path) -> None:

@@ -78,6 +78,18 @@ def test_without_names_the_tasks_values_are_taken(
     assert np.array_equal(found, voxels)
 
 
+def test_raw_voxels_are_one_for_each_voxel_of_a_colour_image(
+    image: Volume, voxels: np.ndarray, tmp_path: Path
+) -> None:
+    colour = Volume(np.stack([image.array] * 3, axis=-1), image.affine)
+    voxels[voxels == 3] = 9
+    found = read_label(stored(voxels, image, tmp_path, ".bin"), colour, LABELS)
+    assert np.array_equal(found, voxels)
+    (tmp_path / "label.bin").write_bytes(bytes(72))
+    with pytest.raises(LabelError, match="72 bytes were sent; shape \\(4, 3, 2\\) needs 24"):
+        read_label(tmp_path / "label.bin", colour, LABELS)
+
+
 def test_raw_voxels_of_another_size_are_refused(image: Volume, tmp_path: Path) -> None:
     (tmp_path / "label.bin").write_bytes(bytes(23))
     with pytest.raises(LabelError, match="23 bytes were sent; shape \\(4, 3, 2\\) needs 24"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from lib.datastore import history, local
 from lib.datastore.local import MedsaDatastore
@@ -266,9 +267,44 @@ def test_an_added_image_keeps_the_labels_of_others_apart(studies: Path, tmp_path
     (tmp_path / "bad.nii.gz").write_bytes(b"x")
     with pytest.raises(VolumeError):
         store.add_image("bad", str(tmp_path / "bad.nii.gz"), {})
-    with pytest.raises(InputError, match="png"):
-        store.add_image("x", str(tmp_path / "x.png"), {})
+    with pytest.raises(InputError, match="bmp"):
+        store.add_image("x", str(tmp_path / "x.bmp"), {})
     assert not list(studies.glob(".*.part"))
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.jpeg"])
+def test_a_picture_is_an_image_and_its_label_a_nifti(studies: Path, tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (9, 7)).save(studies / name)
+    Image.new("RGB", (9, 7)).save(tmp_path / name)
+    store = opened(studies)
+    assert store.image_path("photo").name == name
+    assert store.add_image("sent.in", str(tmp_path / name), {}) == "sent.in"
+    image = load_volume(store.image_path("sent.in"))
+    mask = np.zeros(image.shape_ijk, np.uint8)
+    mask[8, 2] = 4
+    save_mask(mask, image, tmp_path / "l.nrrd")
+    store.save_label("sent.in", str(tmp_path / "l.nrrd"), "final", {})
+    saved = store.label_path("sent.in", "final")
+    assert saved.name == "sent.in.nii.gz"
+    assert np.array_equal(load_volume(saved).array, mask)
+    assert np.array_equal(load_volume(saved).affine, image.affine)
+    assert store.get_labeled_images() == ["sent.in"]
+
+
+def test_a_picture_is_no_label(studies: Path, tmp_path: Path) -> None:
+    Image.new("L", (9, 7)).save(studies / "photo.png")
+    folder = studies / "labels" / "final"
+    folder.mkdir(parents=True)
+    Image.new("L", (9, 7)).save(folder / "photo.png")
+    store = opened(studies)
+    assert store.get_labeled_images() == []
+    with pytest.raises(LabelError, match=r"photo\.png: is a picture; allowed: \.nii\.gz"):
+        store.save_label("photo", str(folder / "photo.png"), "final", {})
+    # What somebody put there for another purpose is not medsa's to replace.
+    image = load_volume(store.image_path("photo"))
+    save_mask(np.ones(image.shape_ijk, np.uint8), image, tmp_path / "l.nii.gz")
+    store.save_label("photo", str(tmp_path / "l.nii.gz"), "final", {})
+    assert sorted(path.name for path in folder.iterdir()) == ["photo.nii.gz", "photo.png"]
 
 
 def test_removing_keeps_the_history(studies: Path, tmp_path: Path) -> None:

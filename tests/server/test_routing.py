@@ -83,12 +83,20 @@ def test_who_asks() -> None:
     assert author(DEFAULT_USER, {"client_id": ["x"]}, request) == "host 10.0.0.7"
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "../../evil.nii", "x.y.nrrd"])
+@pytest.mark.parametrize("name", ["a.nii.gz", "../../evil.nii", "x.y.nrrd", "p.png", "p.jpg", "p.jpeg"])
 def test_an_upload_gets_a_name_of_ours(name: str) -> None:
     with received(UploadFile(io.BytesIO(b"content"), filename=name)) as path:
         assert path.read_bytes() == b"content"
         assert path.name.startswith("upload.")
     assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_pictures_are_images_only(name: str) -> None:
+    upload = UploadFile(io.BytesIO(b"x"), filename=name)
+    allowed = rf"{name}.*allowed: .* \.nii\.gz, \.nii, \.nrrd, \.bin"
+    with pytest.raises(InputError, match=allowed), received_label(upload) as path:
+        assert isinstance(path, Path)
 
 
 def test_raw_voxels_are_labels_only() -> None:

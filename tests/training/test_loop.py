@@ -22,6 +22,7 @@ from lib.training.loop import (
 )
 from lib.training.samples import prepare_case
 from lib.training.validation import validate
+from lib.volume import Volume
 
 
 def ticking(step=1.0):
@@ -47,6 +48,18 @@ def test_training_lowers_the_loss_and_improves_dice_on_unseen_cases(tiny_model, 
     for old, new in zip(before, after, strict=True):
         assert new.clicks[0] > old.clicks[0] + 0.02
         assert new.automatic > old.automatic + 0.3
+
+
+def test_pictures_in_colour_are_learnt_from(tiny_model, tiny_spec, cases, view):
+    """One slice each; the object differs from what surrounds it in its hue alone."""
+    pictures = []
+    for case in cases:
+        label = case.label[:, :, 6:7]
+        array = np.where(label[..., None] == 1, (180, 60, 60), (60, 60, 180)).astype(np.uint8)
+        picture = dataclasses.replace(case, volume=Volume(array, case.volume.affine), label=label)
+        pictures.append(prepare_case(picture, view, tiny_spec.image_size, tiny_spec.mask_size))
+    result = train(tiny_model, pictures, options(30, batch_slices=2), clock=ticking())
+    assert np.mean(result.losses[-8:]) < 0.8 * np.mean(result.losses[:8])
 
 
 def test_only_the_adapters_change(tiny_model, prepared):

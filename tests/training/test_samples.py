@@ -212,6 +212,42 @@ def test_augmentation_moves_image_and_masks_together(sample):
     assert changed > 5
 
 
+def test_augmentation_keeps_colours_apart_and_moves_them_alike(sample):
+    """What red says of an outline, green and blue say too, each in its own shade."""
+    shades = np.array([200.0, 120.0, 60.0], np.float32)
+    colour = dataclasses.replace(
+        sample, plane=sample.target[..., None] * shades + np.float32(10), neighbour=sample.target
+    )
+    augment = Augmentation(3)
+    changed = 0
+    for _ in range(30):
+        slab = augment((colour, colour))
+        for found in slab:
+            assert found.plane.shape == (*colour.target.shape, 3)
+            assert found.plane.dtype == np.float32
+            red, green, blue = found.plane[found.target].mean(axis=0)
+            assert red > green > blue
+            assert (found.plane[found.target].mean(axis=0) > found.plane[~found.target].mean(axis=0)).all()
+            assert np.array_equal(found.target, found.neighbour)
+        assert np.array_equal(slab[0].target, slab[1].target)
+        changed += not np.array_equal(slab[0].target, colour.target)
+    assert changed > 5
+
+
+def test_a_batch_may_mix_colour_and_grey(cases, view, rng):
+    grey = cases[0]
+    array = np.stack([grey.volume.array, grey.volume.array / 2, 0 * grey.volume.array], axis=-1)
+    colour = dataclasses.replace(grey, volume=Volume(array, grey.volume.affine))
+    prepared = [prepare_case(case, view, IMAGE, MASK) for case in (grey, colour)]
+    assert prepared[1].planes.shape == (12, 24, 20, 3)
+    batch = draw_batch(prepared, 16, 4, Augmentation(0), rng, slab=2)
+    assert batch.planes.shape == (16, 3, IMAGE, IMAGE)
+    in_colour = [one.plane.ndim == 3 for one in batch.samples]
+    assert set(in_colour) == {True, False}
+    for plane, found in zip(batch.planes, in_colour, strict=True):
+        assert torch.equal(plane[0], plane[1]) is not found
+
+
 def test_augmentation_never_mirrors(sample):
     ramp = np.linspace(0, 255, sample.plane.shape[0], dtype=np.float32)[:, None].repeat(20, axis=1)
     slope = dataclasses.replace(sample, plane=ramp)

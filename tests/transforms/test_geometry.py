@@ -66,8 +66,26 @@ class TestSliceAxis:
     def test_a_choice_wins(self, choice: str, axis: int) -> None:
         assert slice_axis((1.0, 7.0, 2.0), choice) == axis  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize(
+        ("shape_ijk", "axis"),
+        [((7, 5, 1), 2), ((7, 1, 5), 1), ((1, 7, 5), 0), ((7, 5, 2), 0), ((7, 1, 1), 2), (None, 0)],
+    )
+    def test_a_lone_slice_is_looked_at_from_the_front(
+        self, shape_ijk: tuple[int, int, int] | None, axis: int
+    ) -> None:
+        """Large pixels of a picture do not make lines of it."""
+        assert slice_axis((3.0, 2.0, 2.0), "auto", shape_ijk) == axis
+        assert slice_axis((3.0, 2.0, 2.0), "j", shape_ijk) == 1
+
 
 class TestPlanes:
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_colours_stay_behind(self, axis: int) -> None:
+        array = np.arange(3 * 4 * 5 * 3).reshape(3, 4, 5, 3)
+        planes = take_planes(array, axis, [2, 0])
+        for channel in range(3):
+            assert np.array_equal(planes[..., channel], take_planes(array[..., channel], axis, [2, 0]))
+
     @pytest.mark.parametrize("axis", [0, 1, 2])
     def test_take_and_put_are_inverse(self, axis: int) -> None:
         array = np.arange(3 * 4 * 5).reshape(3, 4, 5)
@@ -177,6 +195,22 @@ class TestImages:
         geometry = PlaneGeometry((4, 2), (1.0, 1.0), 4, 1)
         plane = torch.arange(8.0).reshape(1, 4, 2)
         assert torch.equal(geometry.planes_to_model(plane)[0, 0, :2], plane[0].T)
+
+    def test_colours_are_the_channels_in_their_order(self) -> None:
+        geometry = PlaneGeometry((4, 2), (1.0, 1.0), 4, 1)
+        plane = torch.arange(24.0).reshape(1, 4, 2, 3)
+        image = geometry.planes_to_model(plane)
+        assert image.shape == (1, 3, 4, 4)
+        for channel in range(3):
+            assert torch.equal(image[0, channel, :2], plane[0, ..., channel].T)
+        assert torch.count_nonzero(image[..., 2:, :]) == 0
+
+    @pytest.mark.parametrize("plane", PLANES[:7], ids=str)
+    def test_grey_in_colour_is_grey(self, plane: tuple[tuple[int, int], tuple[float, float], int]) -> None:
+        geometry = geometry_of(plane)
+        grey = 255 * torch.rand(2, *geometry.size_uv, generator=torch.Generator().manual_seed(0))
+        colour = grey[..., None].repeat(1, 1, 1, 3)
+        assert torch.allclose(geometry.planes_to_model(colour), geometry.planes_to_model(grey), atol=1e-3)
 
     def test_an_unscaled_image_is_unchanged(self) -> None:
         geometry = PlaneGeometry((64, 64), (1.37, 1.37), 64, 16)

@@ -1,7 +1,7 @@
 """Volumes as arrays with an affine: reading images and labels, writing masks.
 
-Arrays are indexed (i, j, k) as stored, never reoriented. Affines are 4x4, from voxel index to RAS in mm,
-whatever the file format's own convention.
+Arrays are indexed (i, j, k) as stored, never reoriented; a colour image has its colours behind. Affines are 4x4,
+from voxel index to RAS in mm, whatever the file format's own convention.
 """
 
 import gzip
@@ -18,20 +18,30 @@ from typing import Any
 import nibabel
 import nrrd
 import numpy as np
-from monai.data.image_reader import NibabelReader, NrrdReader
-from monai.data.utils import to_affine_nd
 from numpy.typing import NDArray
 
 from lib.errors import LabelError, VolumeError
+from lib.readers.nifti_reader import read_nifti
+from lib.readers.nrrd_reader import read_nrrd
+from lib.readers.picture_reader import read_picture
+from lib.readers.stored import ALLOWED_AXES, StoredImage
 
 AFFINE_TOLERANCE_MM = 1e-3
-SUFFIXES = (".nii.gz", ".nii", ".nrrd")
+LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (*LABEL_SUFFIXES, *PICTURE_SUFFIXES)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_READERS = {
+    ".nii.gz": read_nifti,
+    ".nii": read_nifti,
+    ".nrrd": read_nrrd,
+    **dict.fromkeys(PICTURE_SUFFIXES, read_picture),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A numeric `array` (i, j, k) and the `affine` (4, 4) that takes its indices to RAS mm."""
+    """A numeric `array`, (i, j, k) or (i, j, k, 3) as red, green, blue, and its `affine` (4, 4) to RAS mm."""
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
@@ -39,8 +49,13 @@ class Volume:
     @property
     def shape_ijk(self) -> tuple[int, int, int]:
         """Number of voxels along each axis."""
-        i, j, k = self.array.shape
+        i, j, k = self.array.shape[:3]
         return i, j, k
+
+    @property
+    def channels(self) -> int:
+        """Values per voxel: 1, or 3 in colour."""
+        return 1 if self.array.ndim == 3 else int(self.array.shape[3])
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -59,26 +74,32 @@ class Volume:
 
 
 def load_volume(path: Path) -> Volume:
-    """The image in `path` (NIfTI or NRRD). A 2D image becomes one slice (k = 1).
+    """The image in `path` (NIfTI, NRRD, PNG or JPEG). A 2D image becomes one slice (k = 1).
 
-    Raises VolumeError: no such file, another format, unreadable, more than three axes, empty, NaN or infinite
-    values, or an affine without a volume.
+    Raises VolumeError: no such file, another format, unreadable, more than three axes in space, other channels than
+    one or three colours, empty, NaN or infinite values, or an affine without a volume.
     """
-    array, affine = _read(path)
-    return Volume(_plain_numbers(_three_axes(array, path), path), _checked_affine(affine, path))
+    stored = _read(path)
+    return Volume(_plain_numbers(_three_axes(stored, path), path), _checked_affine(stored.affine, path))
 
 
 def load_label(path: Path, like: Volume, labels: Mapping[str, int]) -> NDArray[np.uint8]:
-    """The label map in `path` as uint8 (i, j, k), with 0 and the values of `labels` only.
+    """The label map in `path` (NIfTI or NRRD) as uint8 (i, j, k), with 0 and the values of `labels` only.
 
-    Raises LabelError: unreadable, another shape or affine (by more than 0.001 mm) than `like`, or other
-    values.
+    Raises LabelError: another format, in colour, unreadable, another shape or affine (by more than 0.001 mm) than
+    `like`, or other values.
     """
+    name = path.name
+    if name.endswith(PICTURE_SUFFIXES):
+        raise LabelError(f"label {name}: is a picture; allowed: {', '.join(LABEL_SUFFIXES)}")
     try:
         label = load_volume(path)
     except VolumeError as error:
         raise LabelError(str(error)) from error
-    name = path.name
+    if label.channels != 1:
+        raise LabelError(
+            f"label {name}: shape {label.array.shape} is in colour; allowed: one value per voxel"
+        )
     if label.shape_ijk != like.shape_ijk:
         raise LabelError(f"label {name}: shape {label.shape_ijk} differs from its image's {like.shape_ijk}")
     difference = float(np.abs(label.affine - like.affine).max())
@@ -115,62 +136,34 @@ def save_mask(mask: NDArray[Any], like: Volume, path: Path, *, compress: bool = 
     _write_atomically(path, content)
 
 
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+def _read(path: Path) -> StoredImage:
     if not path.is_file():
         raise VolumeError(f"image {path.name}: no such file")
     # The reader is chosen here: left to guess, MONAI also tries readers that unpickle what they are given.
-    reader: Any
-    if path.name.endswith((".nii", ".nii.gz")):
-        reader = NibabelReader()
-    elif path.name.endswith(".nrrd"):
-        reader = NrrdReader()
-    else:
+    read = next((reader for suffix, reader in _READERS.items() if path.name.endswith(suffix)), None)
+    if read is None:
         raise VolumeError(f"image {path.name}: unknown file type; allowed: {', '.join(SUFFIXES)}")
     try:
-        if path.name.endswith(".nrrd"):
-            _refuse_detached(path)
-        array, meta = reader.get_data(reader.read(path))
-        affine = np.asarray(meta["affine"], dtype=np.float64)
+        return read(path)
     except VolumeError:
         raise
     except Exception as error:  # the readers raise whatever their parsers stumble over
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).replace(f"{path.parent}/", "")[:300]
         raise VolumeError(f"image {path.name}: cannot be read ({reason})") from error
-    return np.asarray(array), _to_ras(to_affine_nd(3, affine), str(meta.get("space", "RAS")), path)
 
 
-def _refuse_detached(path: Path) -> None:
-    """The voxels have to be in the file itself: a header that names another file could name any of the server's."""
-    with path.open("rb") as stream:
-        header = nrrd.read_header(stream)
-    if any("".join(field.lower().split()) == "datafile" for field in header):
-        raise VolumeError(
-            f"image {path.name}: its header names another data file; allowed: voxels after the header"
-        )
-
-
-def _to_ras(affine: NDArray[np.float64], space: str, path: Path) -> NDArray[np.float64]:
-    """MONAI takes left-posterior-superior to RAS and leaves every other space of an NRRD as it is."""
-    if space.lower() in ("ras", "right-anterior-superior"):
-        return affine
-    if space.lower() in ("las", "left-anterior-superior"):
-        return np.asarray(np.diag([-1.0, 1.0, 1.0, 1.0]) @ affine)
-    raise VolumeError(
-        f"image {path.name}: space {space!r} is unknown; allowed: left-posterior-superior, "
-        "right-anterior-superior, left-anterior-superior"
-    )
-
-
-def _three_axes(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    shape = array.shape
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3:
-        raise VolumeError(f"image {path.name}: shape {shape} is not a volume; allowed: three axes")
+def _three_axes(stored: StoredImage, path: Path) -> NDArray[Any]:
+    """(i, j, k), in colour (i, j, k, 3); two axes in space become three."""
+    array = stored.array
+    shape, spatial = array.shape, array.ndim - stored.in_colour
     if array.size == 0:
-        raise VolumeError(f"image {path.name}: shape {shape} is empty")
+        raise VolumeError(f"image {path.name}: shape {shape} is empty; allowed: at least one voxel")
+    while spatial > 3 and array.shape[spatial - 1] == 1:
+        array, spatial = array.squeeze(spatial - 1), spatial - 1
+    if spatial == 2:
+        array, spatial = np.expand_dims(array, 2), 3
+    if spatial != 3:
+        raise VolumeError(f"image {path.name}: shape {shape} is not a volume; allowed: {ALLOWED_AXES}")
     return array
 
 

@@ -175,7 +175,8 @@ class Annotator:
             return answer.mask
 
         spacing_mm = truth.grid.spacing_mm
-        clicks = annotate(predict, mask, self._plan.clicks, slice_axis(spacing_mm), spacing_mm, name)
+        axis = slice_axis(spacing_mm, "auto", truth.grid.shape_ijk)
+        clicks = annotate(predict, mask, self._plan.clicks, axis, spacing_mm, name)
         result.dice = [click.dice for click in clicks]
 
     def _save(self, row: CaseRow, truth: Truth) -> None:

@@ -134,7 +134,7 @@ def _curve(
     def predict(prompts: PromptSet) -> np.ndarray:
         return predictor.predict(volume, prompts).mask
 
-    axis = slice_axis(volume.spacing_mm, predictor.slice_axis)
+    axis = slice_axis(volume.spacing_mm, predictor.slice_axis, volume.shape_ijk)
     dice = [result.dice for result in annotate(predict, mask, clicks, axis, volume.spacing_mm, label)]
     # Where nothing was left to correct, the last mask stays.
     return tuple(dice + [dice[-1]] * (clicks - len(dice)))

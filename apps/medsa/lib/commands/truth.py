@@ -26,7 +26,7 @@ class Truth:
 
 
 def find_cases(folder: Path) -> dict[str, Path]:
-    """The NIfTI and NRRD files of `folder` by case id (the name without its ending), sorted by id.
+    """The images of `folder` by case id (the name without its ending), sorted by id.
 
     Raises NotFoundError when there is no such folder or none of them in it.
     """
@@ -46,6 +46,10 @@ def load_truth(path: Path, labels: Mapping[str, int], merge: str | None = None) 
     if merge is not None and merge not in labels:
         raise InputError("merge", merge, f"one of {', '.join(labels)}")
     grid = load_volume(path)
+    if grid.channels != 1:
+        raise LabelError(
+            f"label {path.name}: shape {grid.array.shape} is in colour; allowed: one value per voxel"
+        )
     if merge is not None:
         return Truth(grid, (grid.array != 0).astype(np.uint8) * np.uint8(labels[merge]))
     label = grid.array.astype(np.uint8)

@@ -4,6 +4,7 @@
 has; OHIF does the same with numbers of its own. So values are mapped by name, never by position.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,14 +57,13 @@ def _name_and_index(entry: object) -> tuple[str | None, int | None]:
 
 def _read_raw(path: Path, image: Volume, values: Mapping[str, int]) -> np.ndarray:
     flat = np.fromfile(path, dtype=np.uint8)
-    if flat.size != image.array.size:
-        raise LabelError(
-            f"label: {flat.size} bytes were sent; shape {image.array.shape} needs {image.array.size}"
-        )
+    shape, needed = image.shape_ijk, math.prod(image.shape_ijk)
+    if flat.size != needed:
+        raise LabelError(f"label: {flat.size} bytes were sent; shape {shape} needs {needed}")
     unknown = sorted(set(np.unique(flat).tolist()) - {0, *values.values()})
     if unknown:
         raise LabelError(f"label: value {unknown[0]} is not in the label set {dict(values)}")
-    return flat.reshape(image.array.shape, order="F")
+    return flat.reshape(shape, order="F")
 
 
 def _renumber(found: np.ndarray, names: Mapping[int, str], labels: Mapping[str, int]) -> np.ndarray:

@@ -29,11 +29,12 @@ from lib.datastore.names import check_image_id, check_tag
 from lib.errors import InputError, NotFoundError
 from lib.files import copy_beside, flush, write_text
 from lib.training.cases import label_digest
-from lib.volume import load_volume, save_mask
+from lib.volume import LABEL_SUFFIXES, SUFFIXES, load_volume, save_mask
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = ("*.nii.gz", "*.nii", "*.nrrd")
+EXTENSIONS = tuple(f"*{suffix}" for suffix in SUFFIXES)
+LABEL_EXTENSIONS = tuple(f"*{suffix}" for suffix in LABEL_SUFFIXES)
 LABEL_SUFFIX = ".nii.gz"
 FINAL = DefaultLabelTag.FINAL.value
 Signature = tuple[int, int, int]
@@ -93,7 +94,7 @@ class MedsaDatastore(LocalDatastore):
         """Stores a new image; an id in use is refused, because its labels would no longer fit."""
         default_id, suffix = self._to_id(Path(image_filename).name)
         image_id = check_image_id(image_id or default_id)
-        if suffix not in [pattern.removeprefix("*") for pattern in EXTENSIONS]:
+        if suffix not in SUFFIXES:
             raise InputError("file", suffix, ", ".join(EXTENSIONS))
         load_volume(Path(image_filename))
         target = Path(self._model.image_path()) / self._filename(image_id, suffix)
@@ -213,13 +214,12 @@ class MedsaDatastore(LocalDatastore):
     def _label_files(self, image_id: str, tag: str) -> list[Path]:
         """The files that are this image's label, in whatever format: one, unless somebody put more there."""
         folder = Path(self._model.label_path(tag))
-        names = (self._filename(image_id, pattern.removeprefix("*")) for pattern in EXTENSIONS)
+        names = (self._filename(image_id, suffix) for suffix in LABEL_SUFFIXES)
         return [path for path in (folder / name for name in names) if path.is_file()]
 
     def _to_id(self, file: str) -> tuple[str, str]:
         """(id, suffix) of a file name; the base class removes the suffix wherever it stands in the name."""
-        for pattern in EXTENSIONS:
-            suffix = pattern.removeprefix("*")
+        for suffix in SUFFIXES:
             if file.endswith(suffix):
                 return file.removesuffix(suffix), suffix
         stem, dot, suffix = file.partition(".")
@@ -237,7 +237,7 @@ class MedsaDatastore(LocalDatastore):
 
     def _reconcile_datastore(self) -> None:
         with self._transaction() as draft:
-            images = self._suffixes_by_id(Path(draft.image_path()))
+            images = self._suffixes_by_id(Path(draft.image_path()), EXTENSIONS)
             known = draft.objects
             draft.objects = {
                 image_id: known.get(image_id) or ImageLabelModel(image=DataModel())
@@ -247,7 +247,7 @@ class MedsaDatastore(LocalDatastore):
                 item.image = _entry(item.image, image_id, images[image_id])
             labels_folder = Path(draft.label_path(None))
             tags = sorted(entry.name for entry in labels_folder.iterdir() if entry.is_dir())
-            found = {tag: self._suffixes_by_id(labels_folder / tag) for tag in tags}
+            found = {tag: self._suffixes_by_id(labels_folder / tag, LABEL_EXTENSIONS) for tag in tags}
             for image_id, item in draft.objects.items():
                 item.labels = {
                     tag: _entry(item.labels.get(tag), image_id, suffixes[image_id])
@@ -255,10 +255,10 @@ class MedsaDatastore(LocalDatastore):
                     if image_id in suffixes
                 }
 
-    def _suffixes_by_id(self, folder: Path) -> dict[str, str]:
+    def _suffixes_by_id(self, folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
         """Id -> suffix of the images or labels in `folder`; of two with one id the first by name counts."""
         found: dict[str, str] = {}
-        for name in sorted(self._list_files(folder, EXTENSIONS)):
+        for name in sorted(self._list_files(folder, patterns)):
             image_id, suffix = self._to_id(name)
             if not name.startswith(".") and found.setdefault(image_id, suffix) != suffix:
                 log.warning("two files of %s have the id %s; %s is left out", folder.name, image_id, name)

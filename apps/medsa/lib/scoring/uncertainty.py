@@ -68,7 +68,7 @@ class UncertaintyScoring(ScoringMethod):
 def score_image(predictor: Predictor, image: Path, labels: Iterable[str]) -> float:
     """The mean over `labels` of the automatic prediction's entropy; raises VolumeError for a bad image."""
     volume = load_volume(image)
-    axis = slice_axis(volume.spacing_mm, predictor.slice_axis)
+    axis = slice_axis(volume.spacing_mm, predictor.slice_axis, volume.shape_ijk)
     stride = max(1, volume.shape_ijk[axis] // MAX_SLICES)
     entropies = [mean_entropy(predictor.automatic(volume, label, stride).probability) for label in labels]
     return sum(entropies) / len(entropies)

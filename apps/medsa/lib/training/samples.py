@@ -44,6 +44,7 @@ Slices = NDArray[np.intp]
 class TrainingCase:
     """One case ready to be cut: planes float16 (n, n_u, n_v) in 0..255, labels uint8 of the same shape.
 
+    The planes of a colour image are (n, n_u, n_v, 3).
     `filled` and `beyond` map a label's index to the slices that hold it, and to the empty ones beside those.
     """
 
@@ -60,8 +61,8 @@ class TrainingCase:
 class Sample:
     """One slice and what is asked for: `target` the label there, `neighbour` that on a slice beside it.
 
-    plane float32 (n_u, n_v) in 0..255, target and neighbour bool (n_u, n_v). `neighbour` is empty where neither
-    slice beside it holds the label.
+    plane float32 (n_u, n_v), in colour (n_u, n_v, 3), in 0..255, target and neighbour bool (n_u, n_v). `neighbour`
+    is empty where neither slice beside it holds the label.
     """
 
     plane: NDArray[np.float32]
@@ -92,7 +93,7 @@ class Batch:
 
 def prepare_case(case: Case, view: Viewpoint, image_size: int, mask_size: int) -> TrainingCase:
     """Cuts a case into normalised planes, once for a whole run."""
-    axis = slice_axis(case.volume.spacing_mm, view.slice_axis)
+    axis = slice_axis(case.volume.spacing_mm, view.slice_axis, case.volume.shape_ijk)
     shape = case.volume.shape_ijk
     everything = range(shape[axis])
     values = tuple(view.labels.values())
@@ -163,17 +164,17 @@ class Augmentation:
 
     def __call__(self, slab: Slab) -> Slab:
         """The same slab, moved and recoloured."""
-        layers = [(sample.plane / WHITE, sample.target, sample.neighbour) for sample in slab]
-        stack = np.stack([np.stack(column) for column in zip(*layers, strict=True)]).astype(np.float32)
+        shades = np.concatenate([_channels_first(sample.plane) for sample in slab]) / WHITE
+        outlines = [outline for sample in slab for outline in (sample.target, sample.neighbour)]
+        stack = np.concatenate([shades, np.stack(outlines)]).astype(np.float32)
         # As one image with many channels: MONAI moves them all alike, and in one call.
-        moved = torch.as_tensor(self._affine(stack.reshape(-1, *stack.shape[2:]))).numpy()
-        planes, targets, neighbours = moved.reshape(stack.shape)
-        planes = np.asarray(self._intensity(planes)).clip(0.0, 1.0) * WHITE
+        moved = torch.as_tensor(self._affine(stack)).numpy()
+        shades = np.asarray(self._intensity(moved[: len(shades)])).clip(0.0, 1.0) * WHITE
+        planes = np.split(shades.astype(np.float32), len(slab))
+        masks = np.split(moved[len(shades) :] > 0.5, len(slab))
         return tuple(
-            replace(sample, plane=plane, target=target, neighbour=neighbour)
-            for sample, plane, target, neighbour in zip(
-                slab, planes.astype(np.float32), targets > 0.5, neighbours > 0.5, strict=True
-            )
+            replace(sample, plane=_channels_last(plane), target=target, neighbour=neighbour)
+            for sample, plane, (target, neighbour) in zip(slab, planes, masks, strict=True)
         )
 
 
@@ -330,6 +331,16 @@ def _soft_targets(slab: Slab) -> Tensor:
     """(D, m, m): the share of each mask pixel that the label covers."""
     targets = torch.from_numpy(np.stack([sample.target for sample in slab]))
     return slab[0].geometry.masks_to_logits(targets) / (2 * MASK_LOGIT) + 0.5
+
+
+def _channels_first(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(1, n_u, n_v), in colour (3, n_u, n_v): the order MONAI's transforms want."""
+    return plane[None] if plane.ndim == 2 else np.moveaxis(plane, -1, 0)
+
+
+def _channels_last(channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The inverse of `_channels_first`."""
+    return channels[0] if len(channels) == 1 else np.moveaxis(channels, 0, -1)
 
 
 def _row(mask: NDArray[np.bool_]) -> Tensor:

@@ -60,7 +60,7 @@ def as_scores(
 def _score(
     predictor: Predictor, case: Case, name: str, truth: NDArray[np.bool_], view: Viewpoint
 ) -> ObjectScore:
-    axis = slice_axis(case.volume.spacing_mm, view.slice_axis)
+    axis = slice_axis(case.volume.spacing_mm, view.slice_axis, case.volume.shape_ijk)
     results = annotate(_answer(predictor, case), truth, CLICKS, axis, case.volume.spacing_mm, name)
     automatic = predictor.automatic_mask(case.volume, name) > 0
     # Without an error left there is no further click; the answer stays what it was.

@@ -24,12 +24,19 @@ AxisChoice = Literal["auto", "i", "j", "k"]
 MASK_LOGIT = 8.0  # certainty of a mask prompt; sigmoid(8) = 0.9997
 
 
-def slice_axis(spacing_mm: Sequence[float], choice: AxisChoice = "auto") -> int:
-    """The axis to slice along: the one chosen, or that with the largest spacing (the last of equal ones)."""
+def slice_axis(
+    spacing_mm: Sequence[float], choice: AxisChoice = "auto", shape_ijk: Sequence[int] | None = None
+) -> int:
+    """The axis to slice along: the one chosen, or that with the largest spacing (the last of equal ones).
+
+    With `shape_ijk`, an axis of a single voxel comes before all others: a lone slice says nothing true of the distance
+    to the next one, and across it there are only lines to look at.
+    """
     if choice != "auto":
         return "ijk".index(choice)
     rounded = [round(float(spacing), 4) for spacing in spacing_mm]  # an oblique affine leaves noise in them
-    return max(range(3), key=lambda axis: (rounded[axis], axis))
+    alone = [shape_ijk is not None and shape_ijk[axis] == 1 for axis in range(3)]
+    return max(range(3), key=lambda axis: (alone[axis], rounded[axis], axis))
 
 
 def in_plane_axes(axis: int) -> tuple[int, int]:
@@ -45,7 +52,7 @@ def split_point(point_ijk: tuple[int, int, int], axis: int) -> tuple[int, tuple[
 
 
 def take_planes(array: NDArray[Any], axis: int, indices: Sequence[int]) -> NDArray[Any]:
-    """Slices of `array` (i, j, k) as a copy (B, n_u, n_v), B in the order of `indices`."""
+    """Slices of `array` (i, j, k) as a copy (B, n_u, n_v), B in the order of `indices`; colours stay behind."""
     return np.moveaxis(array, axis, 0)[list(indices)]
 
 
@@ -105,9 +112,12 @@ class PlaneGeometry:
         return edges * np.tile(self.scale_xy, 2) - 0.5
 
     def planes_to_model(self, planes: Tensor) -> Tensor:
-        """Slices (B, n_u, n_v), float, to (B, 3, S, S): rows are v, columns u, padding is 0."""
+        """Slices (B, n_u, n_v) or in colour (B, n_u, n_v, 3), float, to (B, 3, S, S).
+
+        Rows are v, columns u, padding is 0; grey is the same in all three channels.
+        """
         width, height = self.content_xy
-        rows = planes.transpose(1, 2).unsqueeze(1)
+        rows = planes.transpose(1, 2).unsqueeze(1) if planes.ndim == 3 else planes.permute(0, 3, 2, 1)
         content = functional.interpolate(
             rows, size=(height, width), mode="bilinear", align_corners=False, antialias=True
         )
