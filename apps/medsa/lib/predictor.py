@@ -1,14 +1,12 @@
 """From prompts on a volume to a mask on its voxel grid.
 
-Concurrency. A Predictor may be used from several threads. Shared between them: the model, guarded by
-`_model_lock`, and the embedding cache, which guards itself. Order: model lock, then cache lock. The model
-lock is held for one call of the model (a chunk of slices to encode, a batch of prompts to decode), never for
-a whole request and never while voxels are read, rescaled or written; requests therefore interleave, and each
-works on its own values. A Predictor keeps no other state: the same volume and prompts give the same answer
-whatever was asked before.
+Concurrency. A Predictor may be used from several threads. Shared between them: the model, guarded by the
+device's turns, and the embedding cache, which guards itself. A turn is held for one call of the model (slices
+to encode, a batch of prompts to decode), never for a whole request and never while voxels are written;
+requests therefore interleave, and each works on its own values. A Predictor keeps no other state: the same
+volume and prompts give the same answer whatever was asked before.
 """
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from lib.prompts.slice_plan import EdgesUV, SlicePlan, SlicePrompt, plan_slices
 from lib.propagation import CarryStep, PlaneMask, carry
 from lib.settings import IntensitySettings
 from lib.transforms.geometry import MASK_LOGIT, AxisChoice, PlaneGeometry, put_planes
+from lib.turns import Asker, DeviceTurns
 from lib.volume import Volume
 
 MaskArray = NDArray[np.uint8]
@@ -79,8 +78,8 @@ class Predictor:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.slice_axis = slice_axis
-        self._model_lock = threading.Lock()
-        self._encoder = SliceEncoder(model, model_key, intensity, cache, self.device, self._model_lock)
+        self._turns = DeviceTurns()
+        self._encoder = SliceEncoder(model, model_key, intensity, cache, self.device)
 
     def predict(self, volume: Volume, prompts: PromptSet, *, whole_object: bool = True) -> Prediction:
         """The object that `prompts` mark in `volume`; with `whole_object` False on the marked slices alone.
@@ -124,10 +123,15 @@ class Predictor:
         found = {index: PlaneMask(logits[index], 1.0) for index in slices}
         return _to_voxels(found, embeddings, SlicePlan({}, slices, {}))
 
+    def fetch(self, embeddings: VolumeEmbeddings, indices: Sequence[int]) -> Tensor:
+        """Embeddings (P, 256, g, g) of the slices `indices`, on the device."""
+        with self._turns.turn(Asker()) as turn:
+            return embeddings.fetch(indices, turn)
+
     def decode(self, embeddings: Tensor, prompts: Sequence[SinglePrompt]) -> Masks:
         """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU."""
         stacked = PlanePrompts.stack(prompts).to(self.device)
-        with self._model_lock, torch.inference_mode():
+        with self._turns.turn(Asker()), torch.inference_mode():
             masks = self.model.decode(embeddings, stacked)
             return Masks(masks.logits.float().cpu(), masks.iou.float().cpu())
 
@@ -136,7 +140,8 @@ class Predictor:
         batches = []
         for start in range(0, len(slices), AUTOMATIC_BATCH):
             batch = slices[start : start + AUTOMATIC_BATCH]
-            batches.append(self.decode(embeddings.fetch(batch), [prompt] * len(batch)).logits[:, 0])
+            features = self.fetch(embeddings, batch)
+            batches.append(self.decode(features, [prompt] * len(batch)).logits[:, 0])
         return torch.cat(batches)
 
     def _label_id(self, label: str | None) -> int:
@@ -217,7 +222,7 @@ class _Request:
         return [(float(x), float(y), int(label)) for (x, y), label in zip(xy, table[:, 2], strict=True)]
 
     def _decode(self, indices: Sequence[int], prompts: Sequence[SinglePrompt]) -> Masks:
-        features = self.embeddings.fetch(indices)
+        features = self.predictor.fetch(self.embeddings, indices)
         started = time.perf_counter()
         masks = self.predictor.decode(features, prompts)
         self.decode_seconds += time.perf_counter() - started
