@@ -70,6 +70,15 @@ def test_what_was_put_comes_back_to_the_bit(tmp_path: Path, dtype: torch.dtype) 
     assert equal(DiskCache(tmp_path, LARGE).get(KEY), whole[1])
 
 
+def test_what_is_read_owns_its_memory_and_no_more(tmp_path: Path) -> None:
+    disk = written(tmp_path, KEY)
+    found = disk.get(KEY)
+    disk._path(KEY).write_bytes(b"")
+    assert found is not None
+    assert found.untyped_storage().nbytes() == found.nbytes
+    assert equal(found, embedding(7))
+
+
 def test_a_file_is_plain_safetensors_with_the_whole_key(tmp_path: Path) -> None:
     written(tmp_path, KEY)
     (path,) = files(tmp_path)
@@ -101,8 +110,8 @@ def test_every_part_of_the_key_tells_files_apart(tmp_path: Path, other: SliceKey
 
 def test_it_is_found_while_it_waits_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
+    pack = disk_module.pack
     monkeypatch.setattr(disk_module, "pack", lambda *given: go_on.wait(10) and pack(*given))
-    pack = sys.modules["lib.embeddings.slice_file"].pack
     disk = DiskCache(tmp_path, LARGE)
     started = time.perf_counter()
     disk.put(KEY, embedding())
@@ -115,6 +124,25 @@ def test_it_is_found_while_it_waits_to_be_written(tmp_path: Path, monkeypatch: p
     disk.flush()
     assert disk.stats().pending == 0
     assert len(files(tmp_path)) == 1
+
+
+def test_a_slice_that_waits_already_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    pack = disk_module.pack
+    monkeypatch.setattr(disk_module, "pack", lambda *given: go_on.wait(10) and pack(*given))
+    monkeypatch.setattr(disk_module, "MAX_PENDING_BYTES", 2 * embedding().nbytes)
+    disk = DiskCache(tmp_path, LARGE)
+    for _ in range(2):
+        disk.put(KEY, embedding())
+    go_on.set()
+    disk.flush()
+    assert (disk.stats().written, disk.stats().pending) == (1, 0)
+    go_on.clear()
+    for index in range(2):
+        disk.put(key(index), embedding(index))
+    go_on.set()
+    disk.flush()
+    assert (disk.stats().written, disk.stats().dropped) == (3, 0)
 
 
 def test_more_than_may_wait_is_dropped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +258,12 @@ def test_what_exceeds_the_bound_alone_is_not_kept_and_removes_nothing(tmp_path: 
     assert not disk.contains(key(8))
 
 
+def test_what_exceeds_the_bound_by_its_header_is_not_kept_either(tmp_path: Path) -> None:
+    disk = written(tmp_path, KEY, max_bytes=embedding().nbytes)
+    assert files(tmp_path) == []
+    assert disk.stats().dropped == 1
+
+
 def test_two_caches_share_a_folder(tmp_path: Path) -> None:
     first, second = DiskCache(tmp_path, LARGE), DiskCache(tmp_path, LARGE)
     first.put(KEY, embedding(1))
@@ -242,17 +276,17 @@ def test_two_caches_share_a_folder(tmp_path: Path) -> None:
     assert first.stats().damaged == second.stats().damaged == 0
 
 
-def test_two_caches_keep_one_bound_together(tmp_path: Path) -> None:
+def test_two_caches_keep_one_bound_together_though_neither_reaches_it_alone(tmp_path: Path) -> None:
     size = file_size(tmp_path / "size")
     folder = tmp_path / "embeddings"
     bound = 32 * size
     caches = [DiskCache(folder, bound), DiskCache(folder, bound)]
-    for index in range(100):
+    for index in range(60):
         caches[index % 2].put(key(index), embedding(index))
         caches[index % 2].flush()
-    used = sum(path.stat().st_size for path in files(folder))
-    assert used <= bound + bound // 32 + size
-    assert sum(cache.contains(key(99)) for cache in caches) == 2
+        used = sum(path.stat().st_size for path in files(folder))
+        assert used <= bound + bound // 32 + size
+    assert sum(cache.contains(key(59)) for cache in caches) == 2
 
 
 def test_threads_and_two_caches_get_whole_files_only(tmp_path: Path) -> None:

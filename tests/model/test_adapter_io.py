@@ -170,5 +170,5 @@ def test_the_tensors_have_a_name_by_content(folder: Path) -> None:
 
 def test_tensors_that_are_gone_have_no_name(folder: Path) -> None:
     (folder / TENSORS_NAME).unlink()
-    with pytest.raises(AdapterError, match="adapter_model.safetensors cannot be read"):
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors cannot be read"):
         tensors_sha256(folder)
