@@ -134,3 +134,35 @@ def test_a_base_that_cannot_be_loaded_is_tried_again(tiny_model: MedSA, releases
     with pytest.raises(CheckpointError):
         serving.current()
     assert serving.current().adapter_version == 0
+
+
+def embedding_key(serving: ServingModel) -> str:
+    return serving.current().predictor._encoder.model_key
+
+
+def test_embeddings_are_named_by_the_adapters_content_and_not_by_its_number(
+    serving: ServingModel, publish: Any, releases: Releases, tiny_model: MedSA, tmp_path: Path
+) -> None:
+    base = embedding_key(serving)
+    publish(0.25)
+    first = embedding_key(serving)
+    publish(0.5)
+    second = embedding_key(serving)
+    assert len({base, first, second}) == 3
+    assert all(SHA in key for key in (base, first, second))
+    publish(0.25)
+    assert serving.current().adapter_version == 3
+    assert embedding_key(serving) == first
+    releases.rollback(0, "now")
+    assert embedding_key(serving) == base
+
+
+def test_embeddings_of_another_base_have_another_name(tiny_model: MedSA, releases: Releases) -> None:
+    names = set()
+    for sha256 in (SHA, "1" * 64):
+        base = OpenBase("tiny", "a test", sha256, tiny_model)
+        view = View(IntensitySettings(), "auto", "cpu")
+        names.add(
+            embedding_key(ServingModel(lambda base=base: base, releases, LABELS, view, EmbeddingCache(0)))
+        )
+    assert len(names) == 2

@@ -1,5 +1,6 @@
 """Adapters on disk."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -11,7 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib.errors import AdapterError
-from lib.model.adapter_io import CONFIG_NAME, TENSORS_NAME, AdapterConfig, load_adapter, save_adapter
+from lib.model.adapter_io import (
+    CONFIG_NAME,
+    TENSORS_NAME,
+    AdapterConfig,
+    load_adapter,
+    save_adapter,
+    tensors_sha256,
+)
 from lib.model.medsa import MedSA
 
 LABELS = {"object": 1}
@@ -149,3 +157,18 @@ def test_an_adapter_that_does_not_fit_is_refused_with_its_reason(
     assert tiny_model.dims == dims
     assert tiny_model.adapter_state().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in tiny_model.adapter_state().items())
+
+
+def test_the_tensors_have_a_name_by_content(folder: Path) -> None:
+    before = tensors_sha256(folder)
+    assert before == hashlib.sha256((folder / TENSORS_NAME).read_bytes()).hexdigest()
+    content = bytearray((folder / TENSORS_NAME).read_bytes())
+    content[-1] ^= 1
+    (folder / TENSORS_NAME).write_bytes(content)
+    assert tensors_sha256(folder) != before
+
+
+def test_tensors_that_are_gone_have_no_name(folder: Path) -> None:
+    (folder / TENSORS_NAME).unlink()
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors cannot be read"):
+        tensors_sha256(folder)

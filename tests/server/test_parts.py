@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,9 @@ APP = Path(parts_module.__file__).resolve().parents[2]
 
 def test_nothing_is_loaded_or_written(tmp_path: Path) -> None:
     parts = build_parts(APP, str(tmp_path), {"task": "object", "state": str(tmp_path / "state")})
-    assert describe_base(parts.serving) == {
+    described = describe_base(parts.serving)
+    assert described.pop("embedding_cache")["slices"] == 0
+    assert described == {
         "base": None,
         "base_reason": None,
         "version": None,
@@ -35,6 +38,27 @@ def test_the_state_lies_in_the_app_unless_told_otherwise(tmp_path: Path) -> None
         build_parts(APP, str(tmp_path), {"state": str(tmp_path / "s")}).scores_file
         == tmp_path / "s" / "scores.json"
     )
+
+
+def described_cache(tmp_path: Path, memory_mb: int, disk_mb: int) -> Any:
+    conf = {
+        "state": str(tmp_path / "state"),
+        "embedding_cache_mb": str(memory_mb),
+        "embedding_disk_mb": str(disk_mb),
+    }
+    return describe_base(build_parts(APP, str(tmp_path), conf).serving)["embedding_cache"]
+
+
+def test_the_embedding_cache_has_the_sizes_that_are_set_and_lies_in_the_state(tmp_path: Path) -> None:
+    found = described_cache(tmp_path, 5, 7)
+    assert (found["max_bytes"], found["disk"]["max_bytes"]) == (5 << 20, 7 << 20)
+    assert json.loads(json.dumps(found)) == found
+    assert described_cache(tmp_path, 5, 0)["disk"] is None
+    assert described_cache(tmp_path, 0, 7)["max_bytes"] == 0
+    assert described_cache(tmp_path, 0, 0) == "off"
+    parts = build_parts(APP, str(tmp_path), {"state": str(tmp_path / "state")})
+    assert parts.serving.cache.disk is not None
+    assert parts.serving.cache.disk.folder == tmp_path / "state" / "embeddings"
 
 
 def release(state: Path, version: int, base: str | None) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.settings import IntensitySettings
-from lib.transforms.intensity import to_model_range
+from lib.transforms.intensity import intensity_window, to_model_range
 
 PERCENTILE = IntensitySettings()
 WINDOW = IntensitySettings(kind="window", window_hu=(-160, 240))
@@ -62,3 +62,48 @@ def test_the_input_is_left_alone(image: np.ndarray) -> None:
     before = image.copy()
     to_model_range(image, PERCENTILE)
     assert np.array_equal(image, before)
+
+
+def before_windows(array: np.ndarray, settings: IntensitySettings) -> np.ndarray:
+    """The whole volume in one go, with NumPy's percentiles."""
+    values = np.asarray(array, dtype=np.float32)
+    low, high = (float(value) for value in np.percentile(values, settings.percentiles))
+    if settings.window_hu is not None:
+        low, high = settings.window_hu
+    elif not low < high:
+        low, high = float(values.min()), float(values.max())
+    if not high > low:
+        return np.zeros_like(values)
+    share = (values - np.float32(low)) / np.float32(high - low)
+    return np.clip(share, 0.0, 1.0) * np.float32(255)
+
+
+@pytest.mark.parametrize("settings", [PERCENTILE, WINDOW, IntensitySettings(percentiles=(0, 100))])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_a_part_with_the_volumes_window_is_the_volumes_part_to_the_bit(
+    image: np.ndarray, settings: IntensitySettings, kind: type
+) -> None:
+    volume = (image / 3).astype(kind)
+    window = intensity_window(volume, settings)
+    expected = before_windows(volume, settings)
+    assert np.array_equal(to_model_range(volume, settings), expected)
+    for index in range(volume.shape[2]):
+        assert np.array_equal(to_model_range(volume[..., index], settings, window), expected[..., index])
+
+
+def test_a_window_of_no_width_gives_zeros(image: np.ndarray) -> None:
+    assert intensity_window(np.full((3, 3, 3), 7.5), PERCENTILE) == (7.5, 7.5)
+    assert not to_model_range(image, PERCENTILE, (7.5, 7.5)).any()
+
+
+def test_the_window_falls_back_to_the_extremes() -> None:
+    image = np.zeros((20, 20, 20), dtype=np.int16)
+    image[3, 4, 5] = 9
+    assert intensity_window(image, PERCENTILE) == (0.0, 9.0)
+
+
+def test_the_values_of_all_colours_count_together(image: np.ndarray) -> None:
+    colour = np.stack([image, 2 * image, 3 * image], axis=-1)
+    assert intensity_window(colour, PERCENTILE) == intensity_window(colour.reshape(12, -1), PERCENTILE)
+    assert intensity_window(colour, PERCENTILE)[1] > intensity_window(image, PERCENTILE)[1]
+    assert np.array_equal(to_model_range(colour, PERCENTILE), before_windows(colour, PERCENTILE))

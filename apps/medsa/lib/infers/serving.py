@@ -3,7 +3,7 @@
 Concurrency. Shared between requests: `_served`, an immutable bundle that is only ever replaced, so reading
 it needs no lock, and `_lock`, held while the base or an adapter is loaded. A new version becomes a new set
 of adapters over the same frozen base; a request that has taken a bundle keeps it to its end, so it is
-answered by exactly one version. Order: this lock, then (inside a predictor) the model's and the cache's.
+answered by exactly one version. Order: this lock, then (inside a predictor) the device's turn and the cache's.
 """
 
 import logging
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lib.embeddings import EmbeddingCache
 from lib.errors import AdapterError
-from lib.model.adapter_io import load_adapter
+from lib.model.adapter_io import load_adapter, tensors_sha256
 from lib.model.medsa import MedSA
 from lib.predictor import Predictor
 from lib.settings import IntensitySettings
@@ -22,6 +22,7 @@ from lib.transforms.geometry import AxisChoice
 
 log = logging.getLogger(__name__)
 
+NO_ADAPTER = "no adapter"
 UNREADABLE = -1  # the version of a pointer that cannot be read
 
 
@@ -93,6 +94,11 @@ class ServingModel:
         return self._served
 
     @property
+    def cache(self) -> EmbeddingCache:
+        """The embeddings that all versions share."""
+        return self._cache
+
+    @property
     def problem(self) -> str | None:
         """Why the published version does not serve; None when it does, or when nothing was asked yet."""
         failed, served = self._failed, self._served
@@ -116,26 +122,27 @@ class ServingModel:
             log.info("base %s: %s", self._base.name, self._base.reason)
         version = self._published()
         try:
-            model = self._adapted(self._base, version)
+            model, adapter = self._adapted(self._base, version)
         except AdapterError as error:
             self._note_failure(version, str(error))
-            return self._served or self._bundle(self._base, self._base.model, 0)
+            return self._served or self._bundle(self._base, self._base.model, NO_ADAPTER, 0)
         self._failed = None
-        return self._bundle(self._base, model, version)
+        return self._bundle(self._base, model, adapter, version)
 
-    def _adapted(self, base: OpenBase, version: int) -> MedSA:
+    def _adapted(self, base: OpenBase, version: int) -> tuple[MedSA, str]:
+        """The model with that version's adapter, and the name of its weights: version numbers begin anew."""
         if version == 0:
-            return base.model
+            return base.model, NO_ADAPTER
         release = self._releases.champion()
         if release is None or release.version != version:
             raise AdapterError(f"version {version} was replaced while it was loaded")
         # The frozen base is shared, and nothing writes to it; only the adapters are new.
         model = base.model.sibling()
         load_adapter(release.folder, model, base.sha256, self._labels)
-        return model
+        return model, tensors_sha256(release.folder)
 
-    def _bundle(self, base: OpenBase, model: MedSA, version: int) -> Served:
-        key = f"{base.sha256}:{version}"
+    def _bundle(self, base: OpenBase, model: MedSA, adapter: str, version: int) -> Served:
+        key = f"base {base.sha256} adapter {adapter}"
         view = self._view
         predictor = Predictor(model, key, view.intensity, view.slice_axis, self._cache, view.device)
         log.info("adapter version %d answers now", version)

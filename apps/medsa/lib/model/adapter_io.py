@@ -8,6 +8,7 @@ Format 2 added the image size, and to the widths the prompt arm and the depth. A
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -103,6 +104,17 @@ def load_adapter(folder: Path, model: MedSA, base_sha256: str, labels: Mapping[s
         )
     model.load_adapter_state(tensors, dims)
     return config
+
+
+def tensors_sha256(folder: Path) -> str:
+    """The SHA-256 of the trained tensors in `folder`: unlike a version's number, never that of another adapter.
+
+    Raises AdapterError when they cannot be read.
+    """
+    try:
+        return hashlib.sha256((folder / TENSORS_NAME).read_bytes()).hexdigest()
+    except OSError as error:
+        raise AdapterError(f"adapter {folder.name}: {TENSORS_NAME} cannot be read ({error})") from error
 
 
 def _check_made_for(

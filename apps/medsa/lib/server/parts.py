@@ -1,19 +1,19 @@
 """Everything the app is made of, built from its settings; nothing is loaded or started here."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lib.activelearning.leases import Leases
 from lib.bases import choose_base, encoder_precision, torch_device
-from lib.embeddings import EmbeddingCache
+from lib.embeddings import DiskCache, EmbeddingCache
 from lib.errors import AdapterError, SettingsError
 from lib.infers.serving import OpenBase, ServingModel, View
 from lib.infers.volumes import VolumeCache
 from lib.model.catalog import BaseChoice, build_model
 from lib.model.medsa import MedSA
-from lib.settings import Settings, load_settings
+from lib.settings import ServingSettings, Settings, load_settings
 from lib.trainers.children import announced_base
 from lib.training.cases import CaseFile
 from lib.training.record import RunRecord
@@ -69,13 +69,13 @@ def build_parts(app_dir: Path, studies: str, conf: Mapping[str, str]) -> Parts:
         app_dir,
         state,
         releases,
-        _serving_model(settings, app_dir, releases),
+        _serving_model(settings, app_dir, state, releases),
         VolumeCache(),
         Leases(state / "leases.json", settings.serving.lease_minutes),
     )
 
 
-def _serving_model(settings: Settings, app_dir: Path, releases: Releases) -> ServingModel:
+def _serving_model(settings: Settings, app_dir: Path, state: Path, releases: Releases) -> ServingModel:
     task, serving = settings.task, settings.serving
 
     def open_base() -> OpenBase:
@@ -86,9 +86,16 @@ def _serving_model(settings: Settings, app_dir: Path, releases: Releases) -> Ser
         return OpenBase(choice.name, choice.reason, sha256, model)
 
     view = View(task.intensity, task.slice_axis, torch_device(serving))
-    return ServingModel(
-        open_base, releases, task.labels, view, EmbeddingCache(serving.embedding_cache_mb << 20)
+    return ServingModel(open_base, releases, task.labels, view, _embedding_cache(serving, state))
+
+
+def _embedding_cache(serving: ServingSettings, state: Path) -> EmbeddingCache:
+    disk = (
+        DiskCache(state / "embeddings", serving.embedding_disk_mb << 20)
+        if serving.embedding_disk_mb
+        else None
     )
+    return EmbeddingCache(serving.embedding_cache_mb << 20, disk)
 
 
 def _choice(settings: Settings, app_dir: Path, releases: Releases) -> BaseChoice:
@@ -129,13 +136,12 @@ def _champion_then_newest(releases: Releases) -> Iterator[Release]:
 
 
 def describe_base(serving: ServingModel) -> dict[str, Any]:
-    """The base and the version that answer, for people."""
+    """The base and the version that answer, and how the embedding cache does, for people."""
     served = serving.served
-    if served is None:
-        return {"base": None, "base_reason": None, "version": None, "problem": serving.problem}
     return {
-        "base": served.base,
-        "base_reason": served.reason,
-        "version": served.adapter_version,
+        "base": served and served.base,
+        "base_reason": served and served.reason,
+        "version": served and served.adapter_version,
         "problem": serving.problem,
+        "embedding_cache": "off" if serving.cache.is_off else asdict(serving.cache.stats()),
     }
