@@ -29,6 +29,7 @@ from lib.prompts.slice_plan import EdgesUV, SlicePlan, SlicePrompt, plan_slices
 from lib.propagation import CarryStep, PlaneMask, carry
 from lib.settings import IntensitySettings
 from lib.transforms.geometry import MASK_LOGIT, AxisChoice, PlaneGeometry, put_planes
+from lib.turns import Asker
 from lib.volume import Volume
 
 MaskArray = NDArray[np.uint8]
@@ -50,6 +51,15 @@ class Prediction:
     mask: MaskArray
     slices: tuple[int, ...]
     quality: dict[int, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """Several labels at once: `mask` (i, j, k) holds 1 + a label's position, `objects` each label's own details."""
+
+    mask: MaskArray
+    objects: dict[str, Prediction]
     seconds: dict[str, float]
 
 
@@ -82,7 +92,15 @@ class Predictor:
         self._model_lock = threading.Lock()
         self._encoder = SliceEncoder(model, model_key, intensity, cache, self.device, self._model_lock)
 
-    def predict(self, volume: Volume, prompts: PromptSet, *, whole_object: bool = True) -> Prediction:
+    def predict(
+        self,
+        volume: Volume,
+        prompts: PromptSet,
+        *,
+        whole_object: bool = True,
+        only_slice: int | None = None,
+        asker: Asker | None = None,
+    ) -> Prediction:
         """The object that `prompts` mark in `volume`; with `whole_object` False on the marked slices alone.
 
         A slice with a positive click or a box's middle slice starts the object. It is then carried from slice
@@ -94,6 +112,8 @@ class Predictor:
         plan = plan_slices(prompts, embeddings.axis, volume.shape_ijk)
         request = _Request(self, embeddings, plan, self._label_id(prompts.label))
         found = request.seeds()
+        if only_slice is not None:
+            found = {index: plane for index, plane in found.items() if index == only_slice}
         if whole_object:
             found = carry(found, plan.bounds, request.step)
         mask = _to_voxels(found, embeddings, plan)
@@ -104,6 +124,23 @@ class Predictor:
         }
         slices = tuple(sorted(found))
         return Prediction(mask, slices, {index: found[index].predicted_iou for index in slices}, seconds)
+
+    def predict_labels(
+        self, volume: Volume, by_label: Mapping[str, PromptSet], *, asker: Asker | None = None
+    ) -> LabelPrediction:
+        """Each label's object; a voxel of two goes to the first."""
+        objects = {name: self.predict(volume, prompts) for name, prompts in by_label.items()}
+        return _merged(volume, objects)
+
+    def automatic_labels(
+        self, volume: Volume, labels: Sequence[str], *, asker: Asker | None = None
+    ) -> LabelPrediction:
+        """Each label without a click; a voxel of two goes to the first."""
+        objects = {}
+        for name in labels:
+            mask = self.automatic_mask(volume, name)
+            objects[name] = Prediction(mask, (), {}, {"encode": 0.0, "decode": 0.0})
+        return _merged(volume, objects)
 
     def automatic(self, volume: Volume, label: str, stride: int = 1) -> AutomaticPrediction:
         """What the model sees without any click, on every `stride`-th slice.
@@ -235,6 +272,14 @@ class _Request:
         if window not in self.allowed:
             self.allowed[window] = _window_at_mask_size(self.embeddings.geometry, window)
         return self.allowed[window]
+
+
+def _merged(volume: Volume, objects: dict[str, Prediction]) -> LabelPrediction:
+    mask = np.zeros(volume.shape_ijk, dtype=np.uint8)
+    for number, found in enumerate(objects.values(), start=1):
+        mask[(found.mask > 0) & (mask == 0)] = number
+    seconds = {key: sum(found.seconds[key] for found in objects.values()) for key in ("encode", "decode")}
+    return LabelPrediction(mask, objects, seconds)
 
 
 def _most_alike(logits: Tensor, previous: PlaneMask) -> int:

@@ -28,6 +28,9 @@ from lib.errors import SettingsError
 MONAI_LABEL_KEYS = frozenset({"server_mode"})
 DEFAULT_TASK = "demo"
 
+# What a viewer's request calls something else; a label's clicks come under the label's name beside these.
+RESERVED_KEYS = frozenset(("background", "foreground", "roi", "slice", "label", "labels", "label_prompt", "label_info", "label_as", "label_file", "scribbles_bg_label", "scribbles_fg_label", "selected_label_name", "model", "image", "session_id", "client_id", "user", "asker", "device", "reset_state", "save_label", "result_extension", "result_dtype", "result_compress", "restore_label_idx", "background_scribbles", "foreground_scribbles"))
+
 PATCH_SIZE, SMALLEST_IMAGE, LARGEST_IMAGE = 16, 256, 1024
 
 
@@ -84,6 +87,11 @@ class TaskSettings(_Settings):
             raise ValueError("two labels share a value")
         if "background" in self.labels:
             raise ValueError("background is not a label: it is value 0 already")
+        taken = sorted(RESERVED_KEYS.intersection(self.labels))
+        if taken:
+            raise ValueError(
+                f"names other than {', '.join(sorted(RESERVED_KEYS))}; a request calls something else so"
+            )
         return self
 
 

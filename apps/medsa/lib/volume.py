@@ -74,25 +74,36 @@ def load_label(path: Path, like: Volume, labels: Mapping[str, int]) -> NDArray[n
     Raises LabelError: unreadable, another shape or affine (by more than 0.001 mm) than `like`, or other
     values.
     """
+    values = load_on_grid(path, like)
+    allowed = {0, *labels.values()}
+    strange = [value for value in np.unique(values).tolist() if value not in allowed]
+    if strange:
+        named = ", ".join(f"{value} {key}" for key, value in labels.items())
+        raise LabelError(
+            f"label {path.name}: value {strange[0]} is not in the label set; allowed: 0, {named}"
+        )
+    return values.astype(np.uint8)
+
+
+def load_on_grid(path: Path, like: Volume) -> NDArray[Any]:
+    """The values (i, j, k) in `path`, whatever they are.
+
+    Raises LabelError: unreadable, or another shape or affine (by more than 0.001 mm) than `like`.
+    """
     try:
         label = load_volume(path)
     except VolumeError as error:
         raise LabelError(str(error)) from error
     name = path.name
-    if label.shape_ijk != like.shape_ijk:
-        raise LabelError(f"label {name}: shape {label.shape_ijk} differs from its image's {like.shape_ijk}")
+    if label.array.shape != like.shape_ijk:
+        raise LabelError(f"label {name}: shape {label.array.shape} differs from its image's {like.shape_ijk}")
     difference = float(np.abs(label.affine - like.affine).max())
     if difference > AFFINE_TOLERANCE_MM:
         raise LabelError(
             f"label {name}: affine differs from its image's by {difference:.4g} mm; "
             f"allowed: {AFFINE_TOLERANCE_MM} mm"
         )
-    allowed = {0, *labels.values()}
-    strange = [value for value in np.unique(label.array).tolist() if value not in allowed]
-    if strange:
-        named = ", ".join(f"{value} {key}" for key, value in labels.items())
-        raise LabelError(f"label {name}: value {strange[0]} is not in the label set; allowed: 0, {named}")
-    return label.array.astype(np.uint8)
+    return label.array
 
 
 def save_mask(mask: NDArray[Any], like: Volume, path: Path, *, compress: bool = False) -> None:
