@@ -28,8 +28,23 @@ from lib.errors import SettingsError
 MONAI_LABEL_KEYS = frozenset({"server_mode"})
 DEFAULT_TASK = "demo"
 
-# What a viewer's request calls something else; a label's clicks come under the label's name beside these.
-RESERVED_KEYS = frozenset(("background", "foreground", "roi", "slice", "label", "labels", "label_prompt", "label_info", "label_as", "label_file", "scribbles_bg_label", "scribbles_fg_label", "selected_label_name", "model", "image", "session_id", "client_id", "user", "asker", "device", "reset_state", "save_label", "result_extension", "result_dtype", "result_compress", "restore_label_idx", "background_scribbles", "foreground_scribbles"))
+# A label's clicks come in a request under the label's own name, beside these, which mean something else.
+_PROMPT_KEYS = ("foreground", "background", "roi", "slice", "label", "labels", "label_prompt", "points")
+_FILE_KEYS = ("label_as", "label_file", "label_info", "scribbles_fg_label", "scribbles_bg_label")
+_SCRIBBLE_KEYS = ("foreground_scribbles", "background_scribbles", "selected_label_name")
+_REQUEST_KEYS = (
+    "model",
+    "image",
+    "session_id",
+    "client_id",
+    "user",
+    "asker",
+    "device",
+    "reset_state",
+    "save_label",
+)
+_ANSWER_KEYS = ("result_extension", "result_dtype", "result_compress", "restore_label_idx")
+RESERVED_KEYS = frozenset(_PROMPT_KEYS + _FILE_KEYS + _SCRIBBLE_KEYS + _REQUEST_KEYS + _ANSWER_KEYS)
 
 PATCH_SIZE, SMALLEST_IMAGE, LARGEST_IMAGE = 16, 256, 1024
 

@@ -13,7 +13,6 @@ import numpy as np
 from lib.errors import InputError
 from lib.prompts.coordinates import Grid, check_number, parse_points, parse_roi, parse_slice
 from lib.prompts.promptset import Box, MaskPrompt, PromptSet, Voxel
-from lib.settings import RESERVED_KEYS
 from lib.transforms.geometry import take_planes
 
 BACKGROUND = "background"
@@ -172,7 +171,7 @@ def _refuse_shared_voxels(marked: Mapping[str, tuple[Voxel, ...]]) -> None:
 def _refuse_unknown_points(request: Mapping[str, Any], labels: Mapping[str, int]) -> None:
     """A viewer sends its whole configuration along; but points under a name that nobody reads would be lost."""
     for key, value in request.items():
-        if key not in labels and key not in RESERVED_KEYS and _looks_like_points(value):
+        if key not in labels and key != BACKGROUND and _looks_like_points(value):
             raise InputError("points", key, f"the labels {', '.join(labels)}, or {BACKGROUND}")
 
 
