@@ -114,6 +114,10 @@ def _add_label_routes(router: APIRouter, app: Any) -> None:
 def _add_info_routes(router: APIRouter, app: Any) -> None:
     store = app.datastore()
 
+    @router.get("/", summary="Get All Images/Labels from datastore")
+    def get_datastore(user: AnyUser, output: endpoint.ResultType | None = None) -> Any:
+        return endpoint.datastore(output)
+
     @router.get("/image/info", summary="Get Image Info")
     def get_image_info(image: str, user: AnyUser) -> Any:
         store.image_path(image)

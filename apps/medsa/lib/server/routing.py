@@ -22,7 +22,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from starlette.exceptions import HTTPException
 
 from lib.datastore.labelvalues import RAW_SUFFIX
-from lib.errors import InputError, MedsaError
+from lib.errors import BusyError, ClientGoneError, InputError, MedsaError
 from lib.volume import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
 Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", RAW_SUFFIX)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -49,6 +50,11 @@ class MedsaRoute(APIRoute):
                 return await handler(request)
             except (HTTPException, RequestValidationError):
                 raise  # FastAPI answers these itself
+            except BusyError as error:
+                return _answer(error.http_status, str(error), {"Retry-After": str(error.retry_after_s)})
+            except ClientGoneError as error:
+                log.info("%s %s: %s", request.method, self.path, error)
+                return _answer(error.http_status, str(error))
             except Exception as error:
                 if isinstance(error, MedsaError) and error.http_status < 500:
                     return _answer(error.http_status, str(error))
@@ -65,7 +71,7 @@ def json_object(field: str, text: str | None) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for thousands of brackets
         value = text
     if not isinstance(value, dict):
         raise InputError(field, value, "a JSON object")
@@ -85,9 +91,8 @@ def author(user: User, params: dict[str, Any], request: Request) -> str:
     return f"host {request.client.host}" if request.client else "unknown"
 
 
-def known_suffix(file_name: str, extra: tuple[str, ...] = ()) -> str:
-    """The image suffix that a client's file name ends in; raises InputError for another one."""
-    suffixes = (*SUFFIXES, *extra)
+def known_suffix(file_name: str, suffixes: tuple[str, ...] = SUFFIXES) -> str:
+    """The suffix that a client's file name ends in; raises InputError for another one."""
     found = next((suffix for suffix in suffixes if file_name.endswith(suffix)), None)
     if found is None:
         raise InputError("file name", file_name, f"a name that ends in {', '.join(suffixes)}")
@@ -95,9 +100,9 @@ def known_suffix(file_name: str, extra: tuple[str, ...] = ()) -> str:
 
 
 @contextmanager
-def received(upload: UploadFile, extra: tuple[str, ...] = ()) -> Iterator[Path]:
+def received(upload: UploadFile, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
     """The uploaded file under a name of our own with its suffix, for as long as the block lasts."""
-    suffix = known_suffix(upload.filename or f"upload{SUFFIXES[0]}", extra)
+    suffix = known_suffix(upload.filename or f"upload{suffixes[0]}", suffixes)
     with tempfile.TemporaryDirectory(prefix="medsa-") as folder:
         path = Path(folder) / f"upload{suffix}"
         with path.open("wb") as stream:
@@ -106,9 +111,9 @@ def received(upload: UploadFile, extra: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def received_label(upload: UploadFile) -> Any:
-    """Like `received`; raw voxels (.bin), as a browser sends them, are allowed too."""
-    return received(upload, (RAW_SUFFIX,))
+    """Like `received`, for label maps; raw voxels (.bin), as a browser sends them, are allowed too."""
+    return received(upload, LABEL_SUFFIXES)
 
 
-def _answer(status: int, detail: str) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status_code=status)
+def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status_code=status, headers=headers)

@@ -30,6 +30,11 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
         _check_name("method", method, app.info()["scoring"])
         return scoring_endpoint.run_method(method, params, run_sync)
 
+    @router.get("/info/", tags=["App"], summary="Get App Info")
+    def info(user: AnyUser) -> Any:
+        # MONAI Label's own does this in the event loop, and it reads files and may wait for a label being saved.
+        return app.info()
+
     @router.get("/medsa/status", tags=["medsa"], summary="Base, adapter version, queue and last training")
     def medsa_status(user: AnyUser) -> Any:
         return describe_base(parts.serving) | status(parts, housekeeping)
@@ -38,6 +43,10 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
 
 
 def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping) -> None:
+    @router.get("/train/", tags=["Train"], summary="Get Status of Training Task")
+    def training_status(user: AnyUser, all: bool = False, check_if_running: bool = False) -> Any:
+        return train_endpoint.status(all, check_if_running)
+
     @router.post("/train/", include_in_schema=False)
     def train_all(user: Admin, params: Params = None, run_sync: bool = False) -> Any:
         _check_child(run_sync)
