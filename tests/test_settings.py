@@ -155,6 +155,8 @@ class TestMistakesInFiles:
             ("tasks/demo.yaml", "liver: 1", "liver: true", "tasks/demo.yaml: labels.liver: True "),
             ("tasks/demo.yaml", "liver: 1", "liver: 2", "two labels share a value"),
             ("tasks/demo.yaml", "liver: 1", "background: 1", "background is not a label"),
+            ("tasks/demo.yaml", "liver: 1", "roi: 1", "a request calls something else so"),
+            ("tasks/demo.yaml", "liver: 1", "image: 1", "a request calls something else so"),
             (
                 "tasks/demo.yaml",
                 "kind: window",

@@ -8,15 +8,20 @@ from monailabel.config import settings as monailabel_settings
 from monailabel.interfaces.app import MONAILabelApp
 
 from lib.activelearning.strategies import strategies
+from lib.datastore.lastprompts import LastPrompts
 from lib.datastore.local import MedsaDatastore
 from lib.errors import NotFoundError
 from lib.infers.answer import answer
-from lib.infers.medsa_infer import MedsaInfer
+from lib.infers.deepedit import MedsaDeepedit
+from lib.infers.deepgrow import MedsaDeepgrow, MedsaDeepgrow2d, MedsaScribbles
+from lib.infers.segmentation import MedsaSegmentation
+from lib.infers.task import MedsaTask
 from lib.scoring.uncertainty import ScoringTask, UncertaintyScoring
 from lib.server.parts import build_parts
 from lib.server.serve import begin_serving
 from lib.server.startup import or_exit
 from lib.trainers.medsa_trainer import MedsaTrainer
+from lib.training.trained_labels import trained_labels
 from lib.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -47,14 +52,21 @@ class MedsaApp(MONAILabelApp):
             self._parts.serving_version,
             auto_reload=monailabel_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=monailabel_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            last_prompts=LastPrompts(self._parts.state / "last_prompts"),
         )
 
-    def init_infers(self) -> dict[str, MedsaInfer]:
+    def init_infers(self) -> dict[str, MedsaTask]:
         serving, volumes, labels = self._parts.serving, self._parts.volumes, self._parts.settings.task.labels
         return {
-            "medsa": MedsaInfer(serving, volumes, labels, dimension=3),
-            "medsa_2d": MedsaInfer(serving, volumes, labels, dimension=2),
+            "medsa": MedsaDeepgrow(serving, volumes, labels),
+            "medsa_2d": MedsaDeepgrow2d(serving, volumes, labels),
+            "medsa_multi": MedsaDeepedit(serving, volumes, labels),
+            "medsa_auto": MedsaSegmentation(serving, volumes, labels, self._trained_labels),
+            "medsa_scribbles": MedsaScribbles(serving, volumes, labels),
         }
+
+    def _trained_labels(self, version: int) -> tuple[str, ...]:
+        return trained_labels(self._parts.releases.records(), version, self._parts.settings.task.labels)
 
     def init_trainers(self) -> dict[str, MedsaTrainer]:
         return {"medsa": MedsaTrainer(self._parts.train, self._parts.state)}

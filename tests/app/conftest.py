@@ -20,9 +20,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib.bases import catalog
+from lib.bases import catalog, choose_base
+from lib.model.adapter_io import AdapterConfig, save_adapter
 from lib.model.base import build_sam
+from lib.model.catalog import build_model
 from lib.settings import load_settings
+from lib.training.releases import Releases
 from lib.volume import Volume, load_volume, save_mask
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "medsa"
@@ -237,6 +240,28 @@ def wait_until() -> Callable[[Callable[[], bool], str], None]:
 def app_dir() -> Path:
     """The app's folder, as it is given to `monailabel start_server`."""
     return APP
+
+
+@pytest.fixture(scope="session")
+def publish_adapter() -> Callable[..., None]:
+    """publish_adapter(server, labels, record): one whose trained tensors are not the fresh ones, as after training."""
+
+    def publish(
+        server: Server, labels: Mapping[str, int] | None = None, record: Mapping[str, Any] | None = None
+    ) -> None:
+        labels = dict(labels or {"object": 1})
+        settings = load_settings(
+            APP / "configs", {"task": "object", "base": "vit_t", "checkpoint": str(server.checkpoint)}
+        )
+        model, sha256 = build_model(choose_base(settings, APP, None), list(labels))
+        with torch.no_grad():
+            for parameter in model.adapters.parameters():
+                parameter.add_(0.01)
+        config = AdapterConfig("vit_t", sha256, vars(model.dims), labels, {}, "test")
+        run = {"decision": "published", "reasons": ["a test"], "label_digests": {}, **(record or {})}
+        Releases(server.state).publish(lambda folder: save_adapter(folder, model, config, "card"), run)
+
+    return publish
 
 
 @pytest.fixture

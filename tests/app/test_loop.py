@@ -11,12 +11,7 @@ import nibabel
 import numpy as np
 import psutil
 import pytest
-import torch
 
-from lib.bases import choose_base
-from lib.model.adapter_io import AdapterConfig, save_adapter
-from lib.model.catalog import build_model
-from lib.settings import load_settings
 from lib.training.releases import Releases
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
@@ -34,20 +29,6 @@ def save(server: Any, label_of: LabelOf, *cases: str) -> None:
 
 def finished_runs(server: Any) -> list[dict[str, Any]]:
     return [run for run in Releases(server.state).records() if run["decision"] in ("published", "refused")]
-
-
-def publish_another_adapter(server: Any, app_dir: Path) -> None:
-    """Publishes an adapter whose trained tensors differ from the fresh ones, as a training would."""
-    settings = load_settings(
-        app_dir / "configs", {"task": "object", "base": "vit_t", "checkpoint": str(server.checkpoint)}
-    )
-    model, sha256 = build_model(choose_base(settings, app_dir, None), ["object"])
-    with torch.no_grad():
-        for parameter in model.adapters.parameters():
-            parameter.add_(0.01)
-    config = AdapterConfig("vit_t", sha256, vars(model.dims), {"object": 1}, {}, "test")
-    record = {"decision": "published", "reasons": ["a test"], "label_digests": {}}
-    Releases(server.state).publish(lambda folder: save_adapter(folder, model, config, "card"), record)
 
 
 def test_training_starts_by_itself_and_its_outcome_serves(
@@ -90,13 +71,15 @@ def test_a_case_with_a_bad_label_is_skipped_by_name(
     assert [case["case_id"] for case in finished_runs(server)[0]["skipped"]] == ["case3"]
 
 
-def test_a_new_version_answers_the_next_request(make_server: MakeServer, app_dir: Path) -> None:
+def test_a_new_version_answers_the_next_request(
+    make_server: MakeServer, publish_adapter: Callable[..., None]
+) -> None:
     server = make_server(cases=2, auto_train="false")
     assert server.version_of_answer("case0") == 0
-    publish_another_adapter(server, app_dir)
+    publish_adapter(server)
     assert server.version_of_answer("case0") == 1
     damaged = server.state / "releases" / "v0001"
-    publish_another_adapter(server, app_dir)
+    publish_adapter(server)
     assert server.version_of_answer("case0") == 2
     publish_damaged(server, damaged)
     assert server.version_of_answer("case0") == 2
@@ -135,10 +118,10 @@ def in_training(server: Any) -> bool:
 
 
 def test_a_killed_server_comes_back_as_it_was(
-    make_server: MakeServer, label_of: LabelOf, wait_until: WaitUntil, app_dir: Path
+    make_server: MakeServer, label_of: LabelOf, wait_until: WaitUntil, publish_adapter: Callable[..., None]
 ) -> None:
     server = make_server(cases=4, train_minutes="5")
-    publish_another_adapter(server, app_dir)
+    publish_adapter(server)
     save(server, label_of, "case0", "case1")
     assert server.post("/activelearning/medsa", {"client_id": "ann"}).json()["id"]
     assert server.post("/train/medsa").status_code == 200

@@ -42,7 +42,13 @@ def test_info_has_what_viewers_read(server: Any) -> None:
     info = server.get("/info/").json()
     assert info["labels"] == {"object": 1}
     shown = {name: (model["type"], model["dimension"]) for name, model in info["models"].items()}
-    assert shown == {"medsa": ("deepgrow", 3), "medsa_2d": ("deepgrow", 2)}
+    assert shown == {
+        "medsa": ("deepgrow", 3),
+        "medsa_2d": ("deepgrow", 2),
+        "medsa_multi": ("deepedit", 3),
+        "medsa_auto": ("segmentation", 3),
+        "medsa_scribbles": ("scribbles", 3),
+    }
     assert all(model["labels"] == {"object": 1} for model in info["models"].values())
     assert all(model["config"] == {} for model in info["models"].values())
     assert list(info["strategies"]) == ["medsa", "random", "first"]
@@ -78,7 +84,7 @@ def test_infer_as_slicer_sends_it(server: Any) -> None:
     assert described["prompts"]["positive_ijk"] == [[20, 18, 10]]
     assert described["prompts"]["boxes"] == [{"start_ijk": [8, 8, 3], "stop_ijk": [31, 29, 18]}]
     assert described["slices"]
-    assert set(described["seconds"]) == {"encode", "decode", "total"}
+    assert set(described["seconds"]) == {"load", "wait", "encode", "decode", "write", "total"}
     mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(image.content))
     assert mask.shape == (40, 36, 20)
     assert np.allclose(mask.affine, nibabel.load(server.studies / "case1.nii.gz").affine, atol=1e-4)

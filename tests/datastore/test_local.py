@@ -316,3 +316,40 @@ def test_removing_keeps_the_history(studies: Path, tmp_path: Path) -> None:
     store.remove_image("a")
     assert "a" not in store.list_images()
     assert len(opened(studies).history.versions("a")) == 2
+
+
+def test_the_last_prompts_go_into_the_record_of_the_label(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    label = str(write_label(tmp_path / "l.nii.gz"))
+    store.last_prompts.note("a", {"object": {"prompts": 1}})
+    store.last_prompts.note("b", {"object": {"prompts": 2}})
+    store.save_label("a", label, "original", {})
+    assert store.last_prompts.of("a"), "only the final label ends the case"
+    store.save_label("a", label, "final", {})
+    store.save_label("a", label, "final", {})
+    kept = [record["prompts"] for record in store.history.versions("a")]
+    assert kept == [{"object": {"prompts": 1}}, {"object": {"prompts": 1}}, {}]
+    assert (store.last_prompts.of("a"), store.last_prompts.of("b")) == ({}, {"object": {"prompts": 2}})
+
+
+def test_a_refused_label_takes_no_prompts_along(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    store.last_prompts.note("a", {"object": {"prompts": 1}})
+    with pytest.raises(LabelError):
+        store.save_label("a", str(write_label(tmp_path / "l.nii.gz", shape=(6, 5, 3))), "final", {})
+    assert store.last_prompts.of("a")
+
+
+def test_a_label_found_on_disk_has_no_prompts(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    write_label(studies / "labels" / "final" / "a.nii.gz", 4)
+    store.last_prompts.note("a", {"object": {"prompts": 1}})
+    store.save_label("a", str(write_label(tmp_path / "l.nii.gz")), "final", {})
+    assert [record["prompts"] for record in store.history.versions("a")] == [{}, {"object": {"prompts": 1}}]
+
+
+def test_a_removed_image_is_forgotten(studies: Path) -> None:
+    store = opened(studies)
+    store.last_prompts.note("a", {"object": {"prompts": 1}})
+    store.remove_image("a")
+    assert store.last_prompts.of("a") == {}

@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 
+from lib.datastore.lastprompts import LastPrompts
 from lib.errors import InputError, NotFoundError
 from lib.infers.answer import answer
+from lib.turns import Asker
 
 
 class Store:
     """A datastore with the one image `a`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.last_prompts = LastPrompts(folder)
 
     def image_path(self, image_id: object) -> Path:
         if image_id != "a":
@@ -20,37 +25,94 @@ class Store:
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "prompts")
+
+
+@pytest.fixture
 def tasks(tmp_path: Path) -> dict[str, Any]:
     def task(request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         file = tmp_path / "mask.nii.gz"
         file.write_bytes(b"mask")
-        return str(file), {"image": str(request["image"]), "label": request.get("label")}
+        if request.get("fails"):
+            raise InputError("fails", True, "false")
+        prompts = {"positive_ijk": request.get("foreground")}
+        said = {"image": str(request["image"]), "label": request.get("label"), "prompts": prompts}
+        if "labels" in request:
+            said["labels"] = {name: {"prompts": prompts, "slices": [1]} for name in request["labels"]}
+        return str(file), {**said, "base": "tiny", "version": 3}
 
     return {"medsa": task}
 
 
-def test_an_id_becomes_the_images_file(tasks: dict[str, Any]) -> None:
-    result = answer(tasks, Store(), {"model": "medsa", "image": "a"})
+def test_an_id_becomes_the_images_file(tasks: dict[str, Any], store: Store) -> None:
+    result = answer(tasks, store, {"model": "medsa", "image": "a"})
     assert result["params"]["image"] == "/studies/a.nii.gz"
     assert result["file"] == result["label"]
 
 
-def test_only_the_server_can_name_a_file(tasks: dict[str, Any]) -> None:
+def test_only_the_server_can_name_a_file(tasks: dict[str, Any], store: Store) -> None:
     path = Path("/tmp/upload.nii.gz")
-    assert answer(tasks, Store(), {"model": "medsa", "image": path})["params"]["image"] == str(path)
+    assert answer(tasks, store, {"model": "medsa", "image": path})["params"]["image"] == str(path)
     with pytest.raises(NotFoundError, match="image"):
-        answer(tasks, Store(), {"model": "medsa", "image": str(path)})
+        answer(tasks, store, {"model": "medsa", "image": str(path)})
 
 
 @pytest.mark.parametrize("model", ["nope", None, ""])
-def test_an_unknown_model_is_named(tasks: dict[str, Any], model: object) -> None:
+def test_an_unknown_model_is_named(tasks: dict[str, Any], store: Store, model: object) -> None:
     with pytest.raises(NotFoundError, match="allowed: medsa"):
-        answer(tasks, Store(), {"model": model, "image": "a"})
+        answer(tasks, store, {"model": model, "image": "a"})
 
 
 @pytest.mark.parametrize("image", ["a", Path("/tmp/upload.nii.gz")])
-def test_an_inference_saves_no_label(tasks: dict[str, Any], tmp_path: Path, image: object) -> None:
+def test_an_inference_saves_no_label(
+    tasks: dict[str, Any], store: Store, tmp_path: Path, image: object
+) -> None:
     with pytest.raises(InputError, match="save_label: True is not accepted; allowed: false; save with PUT"):
-        answer(tasks, Store(), {"model": "medsa", "image": image, "save_label": True, "label": "object"})
+        answer(tasks, store, {"model": "medsa", "image": image, "save_label": True, "label": "object"})
     assert not (tmp_path / "mask.nii.gz").exists()
-    assert answer(tasks, Store(), {"model": "medsa", "image": image, "save_label": False})["file"]
+    assert answer(tasks, store, {"model": "medsa", "image": image, "save_label": False})["file"]
+
+
+CLICK = {"model": "medsa", "image": "a", "foreground": [[1, 2, 3]]}
+
+
+def test_the_prompts_on_an_image_are_kept_with_their_origin(tasks: dict[str, Any], store: Store) -> None:
+    answer(tasks, store, {**CLICK, "label": "liver", "asker": Asker(client="ann"), "client_id": "x"})
+    kept = store.last_prompts.of("a")["liver"]
+    assert kept.pop("time").startswith("20")
+    assert kept == {
+        "prompts": {"positive_ijk": [[1, 2, 3]]},
+        "task": "medsa",
+        "author": "ann",
+        "base": "tiny",
+        "adapter_version": 3,
+    }
+
+
+def test_without_a_label_they_are_kept_under_no_name(tasks: dict[str, Any], store: Store) -> None:
+    answer(tasks, store, {**CLICK, "client_id": "bob"})
+    assert store.last_prompts.of("a")[""]["author"] == "bob"
+
+
+def test_of_several_labels_each_ones_are_kept(tasks: dict[str, Any], store: Store) -> None:
+    answer(tasks, store, {**CLICK, "labels": ["liver", "spleen"]})
+    kept = store.last_prompts.of("a")
+    assert list(kept) == ["liver", "spleen"]
+    assert "slices" not in kept["liver"]
+
+
+def test_those_on_an_upload_and_refused_ones_are_not_kept(tasks: dict[str, Any], store: Store) -> None:
+    answer(tasks, store, {**CLICK, "image": Path("/tmp/upload.nii.gz")})
+    with pytest.raises(InputError, match="fails"):
+        answer(tasks, store, {**CLICK, "fails": True})
+    assert store.last_prompts.of("a") == {}
+    assert not (store.last_prompts._folder).exists()
+
+
+def test_prompts_that_cannot_be_kept_do_not_spoil_the_answer(
+    tasks: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert answer(tasks, Store(tmp_path / "file" / "prompts"), CLICK)["file"]
+    assert "the prompts on a could not be kept" in caplog.text

@@ -112,6 +112,7 @@ def test_a_whole_run_trains_publishes_and_records(go, files, releases, tiny_mode
     assert stored["label_digests"] == {file.case_id: label_digest(file.label) for file in files}
     assert sorted(stored["trained"] + stored["validated"]) == [file.case_id for file in files]
     assert len(stored["scores"]["candidate"]) == len(stored["validated"])
+    assert stored["trained_labels"] == ["object"]
 
 
 def test_a_worse_candidate_is_refused_and_its_labels_count_as_used(go, files, releases, scripted):

@@ -60,6 +60,12 @@ class TrainingError(MedsaError):
     http_status = 409
 
 
+class UntrainedError(MedsaError):
+    """An answer without clicks that nothing was trained for yet."""
+
+    http_status = 409
+
+
 class TooLargeError(InputError):
     """More than this server takes in one request."""
 

@@ -10,7 +10,7 @@ The same conversation always gives the same answers.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -86,9 +86,9 @@ class _Work:
     started: float = field(default_factory=time.perf_counter)
     decode_seconds: float = 0.0
     wait_seconds: float = 0.0
-    turn: Turn | None = None
 
     def seconds(self) -> dict[str, float]:
+        """By stage."""
         return {
             "wait": self.wait_seconds,
             "encode": self.embeddings.encode_seconds,
@@ -140,8 +140,8 @@ class Predictor:
         the new clicks stay as they were. Raises BusyError and ClientGoneError as `DeviceTurns.turn` does.
         """
         work = self._begin(volume, asker)
-        with self._turn(work):
-            found, plan = self._object(work, prompts, whole_object, only_slice)
+        with self._turn(work) as turn:
+            found, plan = self._object(work, turn, prompts, whole_object, only_slice)
         mask = mask_to_voxels(found, work.embeddings, plan)
         slices = tuple(sorted(found))
         return Prediction(
@@ -153,8 +153,10 @@ class Predictor:
     ) -> LabelPrediction:
         """All objects at once, each from its own prompts; where two claim a voxel the more confident one gets it."""
         work = self._begin(volume, asker)
-        with self._turn(work):
-            found = {label: self._object(work, prompts, True, None) for label, prompts in by_label.items()}
+        with self._turn(work) as turn:
+            found = {
+                label: self._object(work, turn, prompts, True, None) for label, prompts in by_label.items()
+            }
         return _labelled(found, work)
 
     def automatic_labels(
@@ -164,8 +166,8 @@ class Predictor:
         work = self._begin(volume, asker)
         everything = range(work.embeddings.slice_count)
         plan = SlicePlan({}, everything, {})
-        with self._turn(work):
-            found = {label: (self._automatic_planes(work, label, everything), plan) for label in labels}
+        with self._turn(work) as turn:
+            found = {label: (self._automatic_planes(work, turn, label, everything), plan) for label in labels}
         return _labelled(found, work)
 
     def automatic(self, volume: Volume, label: str, stride: int = 1) -> AutomaticPrediction:
@@ -176,13 +178,40 @@ class Predictor:
         """
         work = self._begin(volume, Asker(background=True))
         slices = range(0, work.embeddings.slice_count, stride)
-        with self._turn(work):
-            masks = self._automatic_masks(work, label, slices)
+        with self._turn(work) as turn:
+            masks = self._automatic_masks(work, turn, label, slices)
         return AutomaticPrediction(masks.logits[:, 0].sigmoid().numpy(), tuple(slices))
 
     def automatic_mask(self, volume: Volume, label: str) -> MaskArray:
         """The same for every slice, as a mask (i, j, k), 0 or 1, on the volume's grid."""
         return self.automatic_labels(volume, [label]).mask
+
+    def warmed(self, volume: Volume) -> tuple[int, int]:
+        """(slices whose embeddings are there, slices in all)."""
+        embeddings = self._encoder.open(volume, self.slice_axis)
+        count = embeddings.slice_count
+        return count - len(embeddings.missing(range(count))), count
+
+    def warm(
+        self, volume: Volume, near: int | None, asker: Asker, still: Callable[[], bool] = lambda: True
+    ) -> int:
+        """Encodes what is missing of `volume`, the slices nearest to `near` (None: the middle) first; returns how many.
+
+        One turn for each chunk, so that clicks come in between; ends early when `still()` does not hold any more.
+        """
+        embeddings = self._encoder.open(volume, self.slice_axis)
+        embeddings.prepare()
+        centre = embeddings.slice_count // 2 if near is None else near
+        encoded = 0
+        for index in sorted(range(embeddings.slice_count), key=lambda index: abs(index - centre)):
+            if not embeddings.missing([index]):
+                continue
+            if not still():
+                break
+            with self._turns.turn(asker) as turn:
+                embeddings.fetch([index], turn)
+            encoded += 1
+        return encoded
 
     def decode(self, embeddings: Tensor, prompts: Sequence[SinglePrompt]) -> Masks:
         """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU.
@@ -198,15 +227,14 @@ class Predictor:
         return _Work(self._encoder.open(volume, self.slice_axis), asker or Asker())
 
     @contextmanager
-    def _turn(self, work: _Work) -> Iterator[None]:
+    def _turn(self, work: _Work) -> Iterator[Turn]:
         work.embeddings.prepare()
         with self._turns.turn(work.asker) as turn:
-            work.turn = turn
-            yield
+            yield turn
             work.wait_seconds = turn.waited_s
 
     def _object(
-        self, work: _Work, prompts: PromptSet, whole_object: bool, only_slice: int | None
+        self, work: _Work, turn: Turn, prompts: PromptSet, whole_object: bool, only_slice: int | None
     ) -> tuple[Planes, SlicePlan]:
         """The masks of the slices that hold the object, and the plan that they follow."""
         volume, axis = work.embeddings.volume, work.embeddings.axis
@@ -216,7 +244,7 @@ class Predictor:
         if only_slice is not None:
             plan = plan.only(only_slice)
         earlier = self._conversations.recall(topic, prompts)
-        planes = self._answer(self._query(work, plan, prompts), earlier, prompts, whole_object)
+        planes = self._answer(self._query(work, turn, plan, prompts), earlier, prompts, whole_object)
         self._conversations.remember(topic, Earlier(prompts, planes))
         return planes, plan
 
@@ -232,9 +260,9 @@ class Predictor:
         changed = query.plan.changed_since(earlier.prompts, query.embeddings.axis)
         return query.corrected(earlier.planes, changed, whole_object) if changed else earlier.planes
 
-    def _query(self, work: _Work, plan: SlicePlan, prompts: PromptSet) -> ObjectQuery:
+    def _query(self, work: _Work, turn: Turn, plan: SlicePlan, prompts: PromptSet) -> ObjectQuery:
         def decode(indices: Sequence[int], asked: Sequence[SinglePrompt]) -> Masks:
-            features = self._fetch(work, indices)
+            features = work.embeddings.fetch(indices, turn)
             started = time.perf_counter()
             masks = self.decode(features, asked)
             work.decode_seconds += time.perf_counter() - started
@@ -242,29 +270,26 @@ class Predictor:
 
         return ObjectQuery(work.embeddings, plan, self._label_id(prompts.label), self.model.trained, decode)
 
-    def _automatic_planes(self, work: _Work, label: str, slices: range) -> Planes:
-        masks = self._automatic_masks(work, label, slices)
+    def _automatic_planes(self, work: _Work, turn: Turn, label: str, slices: range) -> Planes:
+        masks = self._automatic_masks(work, turn, label, slices)
         shown = {
             index: PlaneMask(masks.logits[row, 0], float(masks.iou[row, 0]))
             for row, index in enumerate(slices)
         }
         return {index: plane for index, plane in shown.items() if plane.area}
 
-    def _automatic_masks(self, work: _Work, label: str, slices: range) -> Masks:
+    def _automatic_masks(self, work: _Work, turn: Turn, label: str, slices: range) -> Masks:
         prompt = SinglePrompt(label_id=self._label_id(label))
         batches = []
         for start in range(0, len(slices), AUTOMATIC_BATCH):
             batch = slices[start : start + AUTOMATIC_BATCH]
-            features = self._fetch(work, batch)
+            features = work.embeddings.fetch(batch, turn)
             started = time.perf_counter()
             batches.append(self.decode(features, [prompt] * len(batch)))
             work.decode_seconds += time.perf_counter() - started
         return Masks(
             torch.cat([batch.logits for batch in batches]), torch.cat([batch.iou for batch in batches])
         )
-
-    def _fetch(self, work: _Work, indices: Sequence[int]) -> Tensor:
-        return work.embeddings.fetch(indices, work.turn)
 
     def _label_id(self, label: str | None) -> int:
         """Index of the label meant, -1 for none.

@@ -28,6 +28,24 @@ from lib.errors import SettingsError
 MONAI_LABEL_KEYS = frozenset({"server_mode"})
 DEFAULT_TASK = "demo"
 
+# A label's clicks come in a request under the label's own name, beside these, which mean something else.
+_PROMPT_KEYS = ("foreground", "background", "roi", "slice", "label", "labels", "label_prompt", "points")
+_FILE_KEYS = ("label_as", "label_file", "label_info", "scribbles_fg_label", "scribbles_bg_label")
+_SCRIBBLE_KEYS = ("foreground_scribbles", "background_scribbles", "selected_label_name")
+_REQUEST_KEYS = (
+    "model",
+    "image",
+    "session_id",
+    "client_id",
+    "user",
+    "asker",
+    "device",
+    "reset_state",
+    "save_label",
+)
+_ANSWER_KEYS = ("result_extension", "result_dtype", "result_compress", "restore_label_idx")
+RESERVED_KEYS = frozenset(_PROMPT_KEYS + _FILE_KEYS + _SCRIBBLE_KEYS + _REQUEST_KEYS + _ANSWER_KEYS)
+
 PATCH_SIZE, SMALLEST_IMAGE, LARGEST_IMAGE = 16, 256, 1024
 
 
@@ -84,6 +102,11 @@ class TaskSettings(_Settings):
             raise ValueError("two labels share a value")
         if "background" in self.labels:
             raise ValueError("background is not a label: it is value 0 already")
+        taken = sorted(RESERVED_KEYS.intersection(self.labels))
+        if taken:
+            raise ValueError(
+                f"names other than {', '.join(sorted(RESERVED_KEYS))}; a request calls something else so"
+            )
         return self
 
 

@@ -89,6 +89,23 @@ def load_label(path: Path, like: Volume, labels: Mapping[str, int]) -> NDArray[n
     Raises LabelError: another format, in colour, unreadable, another shape or affine (by more than 0.001 mm) than
     `like`, or other values.
     """
+    values = load_on_grid(path, like)
+    allowed = {0, *labels.values()}
+    strange = [value for value in np.unique(values).tolist() if value not in allowed]
+    if strange:
+        named = ", ".join(f"{value} {key}" for key, value in labels.items())
+        raise LabelError(
+            f"label {path.name}: value {strange[0]} is not in the label set; allowed: 0, {named}"
+        )
+    return values.astype(np.uint8)
+
+
+def load_on_grid(path: Path, like: Volume) -> NDArray[Any]:
+    """The values (i, j, k) in `path`, whatever they are.
+
+    Raises LabelError: another format, in colour, unreadable, or another shape or affine (by more than 0.001 mm) than
+    `like`.
+    """
     name = path.name
     if name.endswith(PICTURE_SUFFIXES):
         raise LabelError(f"label {name}: is a picture; allowed: {', '.join(LABEL_SUFFIXES)}")
@@ -108,12 +125,7 @@ def load_label(path: Path, like: Volume, labels: Mapping[str, int]) -> NDArray[n
             f"label {name}: affine differs from its image's by {difference:.4g} mm; "
             f"allowed: {AFFINE_TOLERANCE_MM} mm"
         )
-    allowed = {0, *labels.values()}
-    strange = [value for value in np.unique(label.array).tolist() if value not in allowed]
-    if strange:
-        named = ", ".join(f"{value} {key}" for key, value in labels.items())
-        raise LabelError(f"label {name}: value {strange[0]} is not in the label set; allowed: 0, {named}")
-    return label.array.astype(np.uint8)
+    return label.array
 
 
 def save_mask(mask: NDArray[Any], like: Volume, path: Path, *, compress: bool = False) -> None:

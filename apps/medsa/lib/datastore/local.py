@@ -7,6 +7,7 @@ registry file `datastore_v2.json` and the history's numbers, guarded by `_thread
 lock `.lock`, always in that order and together. Images and labels are read, checked and copied before the
 locks are taken; under them files are only renamed, but for a label that lies there without a version: it is
 copied into the history under the locks, so that nobody can change it between that and its replacement.
+`last_prompts` guards itself and is asked outside of these locks.
 """
 
 import logging
@@ -25,6 +26,7 @@ from pydantic import ValidationError
 
 from lib.datastore.history import LabelHistory
 from lib.datastore.labelvalues import read_label
+from lib.datastore.lastprompts import LastPrompts
 from lib.datastore.names import check_image_id, check_tag
 from lib.errors import InputError, NotFoundError
 from lib.files import copy_beside, flush, write_text
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 EXTENSIONS = tuple(f"*{suffix}" for suffix in SUFFIXES)
 LABEL_EXTENSIONS = tuple(f"*{suffix}" for suffix in LABEL_SUFFIXES)
 LABEL_SUFFIX = ".nii.gz"
+LAST_PROMPTS = Path(".medsa") / "last_prompts"  # where no other place is given
 FINAL = DefaultLabelTag.FINAL.value
 Signature = tuple[int, int, int]
 
@@ -50,7 +53,9 @@ class MedsaDatastore(LocalDatastore):
         serving_version: Callable[[], int | None],
         auto_reload: bool = False,
         read_only: bool = False,
+        last_prompts: LastPrompts | None = None,
     ) -> None:
+        self.last_prompts = last_prompts or LastPrompts(Path(studies) / LAST_PROMPTS)
         self._labels = dict(labels)
         self._serving_version = serving_version
         self._thread_lock = threading.RLock()
@@ -114,6 +119,7 @@ class MedsaDatastore(LocalDatastore):
         for tag in self.get_labels_by_image_id(image_id):
             self.remove_label(image_id, tag)
         path.unlink()
+        self.last_prompts.clear(image_id, self.last_prompts.of(image_id))
         self.refresh()
 
     def save_label(
@@ -159,7 +165,8 @@ class MedsaDatastore(LocalDatastore):
             draft.objects[label_id].labels[tag].info.update(info)
 
     def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> None:
-        record = self._record(tag, label_digest(staged), info)
+        prompts = self.last_prompts.of(image_id)
+        record = self._record(tag, label_digest(staged), info, prompts)
         target = Path(self._model.label_path(tag)) / self._filename(image_id, LABEL_SUFFIX)
         view = copy_beside(staged, target)
         try:
@@ -183,8 +190,12 @@ class MedsaDatastore(LocalDatastore):
                 draft.objects[image_id].labels[tag] = DataModel(info=noted, ext=LABEL_SUFFIX)
         finally:
             view.unlink(missing_ok=True)
+        if tag == FINAL:
+            self.last_prompts.clear(image_id, prompts)
 
-    def _record(self, tag: str, sha256: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    def _record(
+        self, tag: str, sha256: str, info: Mapping[str, Any], prompts: Mapping[str, Any]
+    ) -> dict[str, Any]:
         return {
             "tag": tag,
             "author": str(info.get("user") or info.get("client_id") or "unknown"),
@@ -192,6 +203,7 @@ class MedsaDatastore(LocalDatastore):
             "adapter_version": self._serving_version(),
             "sha256": sha256,
             "params": dict(info),
+            "prompts": dict(prompts),
         }
 
     def _keep_unknown(self, image_id: str, tag: str) -> None:
@@ -206,7 +218,7 @@ class MedsaDatastore(LocalDatastore):
             _, suffix = self._to_id(path.name)
             kept = copy_beside(path, self.history.stage(image_id, suffix))
             try:
-                record = self._record(tag, label_digest(kept), {"user": "found on disk"})
+                record = self._record(tag, label_digest(kept), {"user": "found on disk"}, {})
                 self.history.commit(image_id, kept, suffix, record)
             finally:
                 kept.unlink(missing_ok=True)

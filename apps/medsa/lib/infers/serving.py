@@ -19,6 +19,7 @@ from lib.predictor import Predictor
 from lib.settings import IntensitySettings
 from lib.training.releases import Releases
 from lib.transforms.geometry import AxisChoice
+from lib.turns import DeviceTurns
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class ServingModel:
     ) -> None:
         self._open_base, self._releases = open_base, releases
         self._labels, self._view, self._cache = dict(labels), view, cache
+        self._turns = DeviceTurns()
         self._lock = threading.Lock()
         self._base: OpenBase | None = None
         self._served: Served | None = None
@@ -144,7 +146,9 @@ class ServingModel:
     def _bundle(self, base: OpenBase, model: MedSA, adapter: str, version: int) -> Served:
         key = f"base {base.sha256} adapter {adapter}"
         view = self._view
-        predictor = Predictor(model, key, view.intensity, view.slice_axis, self._cache, view.device)
+        predictor = Predictor(
+            model, key, view.intensity, view.slice_axis, self._cache, view.device, self._turns
+        )
         log.info("adapter version %d answers now", version)
         return Served(base.name, base.reason, version, predictor)
 

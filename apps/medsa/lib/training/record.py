@@ -16,8 +16,9 @@ class RunRecord:
     """What one run did; a line of `runs.jsonl`. `decision` is "published", "refused", "stopped" or "failed".
 
     `champion` served when the run began, `version` is the published one. `label_digests` has every label that
-    was offered, skipped ones too. `scores` has one entry per validation object, before and after. `half_way`: what was
-    published is the mean of the serving and the trained weights.
+    was offered, skipped ones too. `trained_labels` are the labels in the cases of `trained`. `scores` has one entry
+    per validation object, before and after. `half_way`: what was published is the mean of the serving and the trained
+    weights.
     """
 
     decision: str
@@ -28,6 +29,7 @@ class RunRecord:
     label_digests: Mapping[str, str] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
     validated: tuple[str, ...] = ()
+    trained_labels: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     scores: Mapping[str, tuple[ObjectScore, ...]] = field(default_factory=dict)
     steps: int = 0

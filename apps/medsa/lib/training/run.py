@@ -187,8 +187,13 @@ class _Run:
         except TrainingError as error:
             raise TrainingError("; ".join([str(error), *_reasons(skipped)])) from error
         validation_ids = validation_ids[:MAX_VALIDATION_CASES]
-        self._note(trained=tuple(train_ids), validated=tuple(validation_ids))
-        return [by_id[key] for key in train_ids], [by_id[key] for key in validation_ids]
+        training = [by_id[key] for key in train_ids]
+        self._note(
+            trained=tuple(train_ids),
+            validated=tuple(validation_ids),
+            trained_labels=tuple(_occurring(training, self.view.labels)),
+        )
+        return training, [by_id[key] for key in validation_ids]
 
     def _trained_before(self) -> set[str]:
         return {case_id for record in self.releases.records() for case_id in record.get("trained", ())}
@@ -209,11 +214,7 @@ class _Run:
     def _scores(self, model: MedSA, who: str, training: Sequence[Case], validation: Sequence[Case]) -> Scores:
         objects = validate(model, validation, self.view)
         self._note(scores={**self.record.scores, who: tuple(objects)})
-        occurring = [
-            name
-            for name, value in self.view.labels.items()
-            if any((case.label == value).any() for case in (*training, *validation))
-        ]
+        occurring = _occurring([*training, *validation], self.view.labels)
         scores = as_scores(objects, validation, occurring, self.view.labels)
         if who == "champion":
             self.progress.best_metric = scores.overall
@@ -276,6 +277,11 @@ class _Run:
         text = "; ".join([self.record.decision, *self.record.reasons])
         log.info("training run: %s", text)
         self.progress.write(text, 1.0, self.now(), running=False)
+
+
+def _occurring(cases: Sequence[Case], labels: Mapping[str, int]) -> list[str]:
+    """The labels that have a voxel in one of the cases."""
+    return [name for name, value in labels.items() if any((case.label == value).any() for case in cases)]
 
 
 def _last_loss(result: TrainResult) -> float | None:
