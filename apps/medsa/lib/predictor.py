@@ -194,15 +194,14 @@ class Predictor:
 
     def warm(
         self, volume: Volume, near: int | None, asker: Asker, still: Callable[[], bool] = lambda: True
-    ) -> int:
-        """Encodes what is missing of `volume`, the slices nearest to `near` (None: the middle) first; returns how many.
+    ) -> None:
+        """Encodes what is missing of `volume`, the slices nearest to `near` (None: the middle) first.
 
         One turn for each chunk, so that clicks come in between; ends early when `still()` does not hold any more.
         """
         embeddings = self._encoder.open(volume, self.slice_axis)
         embeddings.prepare()
         centre = embeddings.slice_count // 2 if near is None else near
-        encoded = 0
         for index in sorted(range(embeddings.slice_count), key=lambda index: abs(index - centre)):
             if not embeddings.missing([index]):
                 continue
@@ -210,8 +209,6 @@ class Predictor:
                 break
             with self._turns.turn(asker) as turn:
                 embeddings.fetch([index], turn)
-            encoded += 1
-        return encoded
 
     def decode(self, embeddings: Tensor, prompts: Sequence[SinglePrompt]) -> Masks:
         """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU.

@@ -128,8 +128,12 @@ def load_on_grid(path: Path, like: Volume) -> NDArray[Any]:
     return label.array
 
 
-def save_mask(mask: NDArray[Any], like: Volume, path: Path, *, compress: bool = False) -> None:
+def save_mask(
+    mask: NDArray[Any], like: Volume, path: Path, *, compress: bool = False, durable: bool = True
+) -> None:
     """Writes `mask` (i, j, k) as uint8 on the grid of `like`; the file appears whole or not at all.
+
+    With `durable` False it may be lost in a power cut, and takes half of the time: for files that nobody keeps.
 
     `path` ends in .nrrd (raw encoding, or gzip with `compress`) or .nii.gz. Raises LabelError for another
     shape, another ending or values that are not whole numbers in 0..255.
@@ -145,7 +149,7 @@ def save_mask(mask: NDArray[Any], like: Volume, path: Path, *, compress: bool = 
         content = _nrrd_bytes(stored, like.affine, "gzip" if compress else "raw")
     else:
         raise LabelError(f"mask {path.name}: unknown file type; allowed: .nrrd, .nii.gz")
-    _write_atomically(path, content)
+    _write_atomically(path, content, durable)
 
 
 def _read(path: Path) -> StoredImage:
@@ -218,14 +222,15 @@ def _nrrd_bytes(mask: NDArray[np.uint8], affine: NDArray[np.float64], encoding: 
     return stream.getvalue()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes, durable: bool) -> None:
     # A name no image pattern matches: a folder that is watched for images must not offer half a file.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

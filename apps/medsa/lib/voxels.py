@@ -29,7 +29,8 @@ def labels_to_voxels(found: Sequence[tuple[Planes, SlicePlan]], embeddings: Volu
 
     A voxel that several claim goes to the one with the largest logit, the first of equal ones.
     """
-    mask = np.zeros(embeddings.volume.shape_ijk, dtype=np.uint8)
+    # i fastest, as files have it: reordering millions of voxels takes longer than all else here.
+    mask = np.zeros(embeddings.volume.shape_ijk, dtype=np.uint8, order="F")
     indices = sorted({index for planes, _ in found for index in planes})
     for start in range(0, len(indices), VOXEL_BATCH):
         batch = indices[start : start + VOXEL_BATCH]

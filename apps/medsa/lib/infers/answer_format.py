@@ -43,7 +43,7 @@ def write_mask(mask: np.ndarray, like: Volume, answer: AnswerFormat) -> Path:
     os.close(handle)
     path = Path(name)
     try:
-        save_mask(mask, like, path, compress=answer.compress)
+        save_mask(mask, like, path, compress=answer.compress, durable=False)
     except BaseException:
         path.unlink()
         raise
