@@ -41,6 +41,7 @@ from lib.training.releases import Releases  # noqa: E402
 START_PATIENCE_S, SCORING_PATIENCE_S = 180.0, 600.0
 LATENCY_CASES, LATENCY_CLICKS = 5, 8
 NO_BAR = "-"
+LARGE = str(1 << 30)
 
 
 @dataclass(frozen=True)
@@ -274,8 +275,9 @@ def child(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
     """A process in a group of its own, which ends with the block, children included."""
     # monailabel is a shell script that runs whichever `python` comes first.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # As `make serve` sets it: threads that wait must not spin on a machine with few cores.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PATH": path}
+    # As `make serve` sets them: threads that wait must not spin on a machine with few cores, and what is freed is kept.
+    keep_freed = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": LARGE, "MALLOC_TRIM_THRESHOLD_": LARGE}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **keep_freed, **os.environ, "PATH": path}
     with log.open("ab") as stream:
         process = subprocess.Popen(
             command,

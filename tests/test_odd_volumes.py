@@ -262,7 +262,6 @@ class TestLoneSlices:
         assert prediction.mask.shape == volume.shape_ijk
         assert dice(prediction.mask.squeeze(axis), body) > 0.9
 
-    @pytest.mark.xfail(reason="SliceEncoder.open does not hand the volume's shape to slice_axis yet")
     def test_coarse_pixels_do_not_make_lines_of_a_slice(self, tmp_path: Path) -> None:
         """A picture of 10 dots per inch, or a NIfTI that says 1 mm where there is nothing to measure."""
         (disc,) = picture(tmp_path / "a.png", {(500, 100): (200, 180, 170)})

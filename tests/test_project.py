@@ -125,7 +125,8 @@ def test_readme_lists_what_the_server_offers() -> None:
     found = strategies(Leases(Path("unused.json"), 1), Path("unused.json"), 0)
     assert {name for kind, name in rows if kind == "strategy"} == set(found)
     others = {(kind, name) for kind, name in rows if kind != "strategy"}
-    assert others == {("infer", "medsa"), ("infer", "medsa_2d"), ("trainer", "medsa"), ("scoring", "medsa")}
+    tasks = ("medsa", "medsa_2d", "medsa_multi", "medsa_auto", "medsa_scribbles")
+    assert others == {*(("infer", task) for task in tasks), ("trainer", "medsa"), ("scoring", "medsa")}
     assert all(f'"{name}":' in source for _, name in others)
 
 

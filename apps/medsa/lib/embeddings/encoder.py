@@ -83,7 +83,7 @@ class SliceEncoder:
 
     def open(self, volume: Volume, axis_choice: AxisChoice) -> "VolumeEmbeddings":
         """The embeddings of `volume`, sliced along `axis_choice`; computes nothing yet."""
-        axis = slice_axis(volume.spacing_mm, axis_choice)
+        axis = slice_axis(volume.spacing_mm, axis_choice, volume.shape_ijk)
         spec = self.model.spec
         geometry = plane_geometry(volume.shape_ijk, volume.spacing_mm, axis, spec.image_size, spec.mask_size)
         return VolumeEmbeddings(self, volume, axis, geometry)

@@ -38,7 +38,7 @@ class Question:
     @property
     def grid(self) -> Grid:
         """The image's voxels, and the axis along which the model goes through them."""
-        axis = slice_axis(self.volume.spacing_mm, self.served.predictor.slice_axis)
+        axis = slice_axis(self.volume.spacing_mm, self.served.predictor.slice_axis, self.volume.shape_ijk)
         return Grid(self.volume.shape_ijk, axis)
 
     @property
