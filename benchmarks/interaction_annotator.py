@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
@@ -34,7 +35,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Track:
-    """One object: volume Dice after each click, seconds of each, and how many clicks and far slices were (ill) treated."""
+    """One object: volume Dice after each click, seconds of each; clicks and far slices, and how many fared well or ill."""
 
     case: str
     name: str
@@ -167,7 +168,7 @@ def mean_dice(tracks: Iterable[Track], click: int) -> float:
 def set_figures(name: str, tracks: Sequence[Track]) -> list[Figure]:
     """The curve of a set, whether it rises, and by how much."""
     curve = [mean_dice(tracks, click) for click in SHOWN]
-    rises = all(later > earlier for earlier, later in zip(curve, curve[1:], strict=False))
+    rises = all(later > earlier for earlier, later in pairwise(curve))
     seconds = [value for track in tracks for value in track.seconds[1:]]
     return [
         *(
