@@ -35,7 +35,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Track:
-    """One object: volume Dice after each click, seconds of each; clicks and far slices, and how many fared well or ill."""
+    """One object: volume Dice and seconds of each click; clicks, those honoured, far slices, those damaged."""
 
     case: str
     name: str
