@@ -12,14 +12,18 @@ from lib.turns import Asker
 log = logging.getLogger(__name__)
 
 ORIGINAL = "original"
+OpenedCall = Callable[[Path, int | None], None]
 InferCall = Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
 
 
-def answer(tasks: Mapping[str, InferCall], store: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+def answer(
+    tasks: Mapping[str, InferCall], store: Any, request: Mapping[str, Any], opened: OpenedCall | None = None
+) -> dict[str, Any]:
     """MONAI Label's result of an inference: {"label", "tag", "file", "params"}.
 
     `request["image"]` is an image id of `store`, or a Path, which only the server itself can put there. The prompts
-    on an image of the store are kept there. Raises NotFoundError for an unknown model or image, InputError for MONAI
+    on an image of the store are kept there. `opened` is told an image of the store and the slice in the
+    middle of the answer. Raises NotFoundError for an unknown model or image, InputError for MONAI
     Label's `save_label`, which would save a label without the right to, and what the task raises.
     """
     model, image = request.get("model"), request.get("image")
@@ -31,6 +35,9 @@ def answer(tasks: Mapping[str, InferCall], store: Any, request: Mapping[str, Any
     file, params = tasks[model]({**request, "image": path})
     if not isinstance(image, Path):
         _keep_prompts(store, str(image), request, params)
+        if opened is not None:
+            slices = params.get("slices") or [None]
+            opened(path, slices[len(slices) // 2])
     return {"label": file, "tag": ORIGINAL, "file": file, "params": params}
 
 

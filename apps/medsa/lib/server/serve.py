@@ -1,7 +1,10 @@
 """What runs in the server and not in its child processes: the model, our routes and the housekeeping."""
 
+from pathlib import Path
 from typing import Any
 
+from lib.activelearning.ranking import by_score
+from lib.scoring.scores import read_scores
 from lib.server.loop import Housekeeping
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
@@ -18,3 +21,13 @@ def begin_serving(app: Any, parts: Parts) -> None:
     housekeeping = Housekeeping(parts, QueueView(parts, app.datastore()))
     add_routes(server, app, parts, housekeeping)
     housekeeping.start()
+    if parts.settings.serving.warm and not parts.serving.cache.is_off:
+        parts.warmer.start(lambda: next_images(parts, app.datastore()))
+
+
+def next_images(parts: Parts, store: Any) -> list[Path]:
+    """The images that people are at or will be offered next: those on lease, and the one that scores highest."""
+    unlabelled = set(store.get_unlabeled_images())
+    leased = [case for case in parts.leases.table() if case in unlabelled]
+    ranked = by_score(unlabelled - set(leased), read_scores(parts.scores_file).values_by_case())
+    return [store.image_path(case) for case in (*leased, *ranked[:1])]
