@@ -21,7 +21,7 @@ from lib.training.releases import Releases
 from lib.turns import Asker
 from lib.volume import load_volume
 
-PATIENCE_S = 60.0
+PATIENCE_S = 10.0
 
 
 @pytest.fixture

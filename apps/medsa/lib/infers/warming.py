@@ -48,7 +48,7 @@ class Warmer:
         self._waiting: OrderedDict[Path, Opened] = OrderedDict()
         self._recent: OrderedDict[Path, Opened] = OrderedDict()
         self._now: Opened | None = None
-        self._done = self._of = 0
+        self._done = self._of = self._notes = 0
         self._running = False
         self._next_paths: Callable[[], Iterable[Path]] = tuple
 
@@ -73,6 +73,7 @@ class Warmer:
 
     def _note(self, one: Opened) -> None:
         """The caller holds the lock."""
+        self._notes += 1
         for table in (self._waiting, self._recent):
             table.pop(one.path, None)
             table[one.path] = one
@@ -89,8 +90,9 @@ class Warmer:
                     continue
                 _, one = self._waiting.popitem(last=True)
                 self._now, self._done, self._of = one, 0, 0
+                notes = self._notes
             try:
-                self._warm(one)
+                self._warm(one, notes)
             except MedsaError as error:
                 log.warning("case %s is not encoded ahead: %s", one.case, error)
             except Exception:
@@ -114,7 +116,8 @@ class Warmer:
                 self._note(one)
         return now
 
-    def _warm(self, one: Opened) -> None:
+    def _warm(self, one: Opened, notes: int) -> None:
+        """Encodes what is missing of the image, until there are more than `notes` notes: something newer came."""
         volume = self._volumes.load(one.path)
         served = self._serving.current()
 
@@ -122,16 +125,13 @@ class Warmer:
             done, of = served.predictor.warmed(volume)
             with self._condition:
                 self._done, self._of = done, of
-                superseded = bool(self._waiting)
-            return not superseded and self._serving.served is served
+                return self._notes == notes and self._serving.served is served
 
+        served.predictor.warm(volume, one.near, Asker("warm-up", background=True), still)
         if still():
-            served.predictor.warm(volume, one.near, Asker("warm-up", background=True), still)
-        done, of = served.predictor.warmed(volume)
+            return
         with self._condition:
-            self._done, self._of = done, of
-            superseded = bool(self._waiting) and one.path not in self._waiting
-            if done < of and superseded:
-                # Something newer came in between; this one goes on after that.
+            if self._done < self._of and one.path not in self._waiting:
+                # It goes on after what is newer.
                 self._waiting[one.path] = one
                 self._waiting.move_to_end(one.path, last=False)
