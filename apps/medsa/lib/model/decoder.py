@@ -91,6 +91,12 @@ def _two_way(
     return transformer.norm_final_attn(queries + attended), keys
 
 
+def _rounded(x: Tensor) -> Tensor:
+    """`x` as autocast would hand it to every product, rounded once for all of them."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def _two_way_block(
     layer: TwoWayAttentionBlock,
     queries: Tensor,
@@ -107,7 +113,8 @@ def _two_way_block(
         queries = queries + layer.self_attn(q=placed, k=placed, v=queries)
     queries = layer.norm1(queries)
 
-    queries = queries + layer.cross_attn_token_to_image(q=queries + prompt, k=keys + key_positions, v=keys)
+    placed_keys = _rounded(keys + key_positions)
+    queries = queries + layer.cross_attn_token_to_image(q=queries + prompt, k=placed_keys, v=_rounded(keys))
     if adapters is not None:
         queries = queries + adapters.prompt(queries, prompt)
     queries = layer.norm2(queries)
@@ -117,7 +124,7 @@ def _two_way_block(
         mixed = mixed + MLP_SCALE * adapters.mlp(queries)
     queries = layer.norm3(mixed)
 
-    keys = keys + layer.cross_attn_image_to_token(q=keys + key_positions, k=queries + prompt, v=queries)
+    keys = keys + layer.cross_attn_image_to_token(q=placed_keys, k=queries + prompt, v=queries)
     if adapters is not None:
         keys = keys + adapters.image(keys)
     return queries, layer.norm4(keys)
