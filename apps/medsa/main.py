@@ -80,14 +80,23 @@ class MedsaApp(MONAILabelApp):
         return strategies(self._parts.leases, self._parts.scores_file, self._parts.settings.training.seed)
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        return answer(self._infers, datastore or self.datastore(), request)
+        store = datastore or self.datastore()
+        return answer(self._infers, store, request, self._parts.warmer.clicked)
+
+    def opened(self, image: Path) -> None:
+        """A viewer has opened `image`: it is encoded before the first click."""
+        self._parts.warmer.opened(image)
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         strategy = self._strategies.get(request["strategy"])
         if strategy is None:
             raise NotFoundError("strategy", request["strategy"], ", ".join(self._strategies))
         found = strategy(request, self.datastore())
-        return {**found, "path": self.datastore().get_image_uri(found["id"])} if found else {}
+        if not found:
+            return {}
+        path = self.datastore().get_image_uri(found["id"])
+        self.opened(Path(path))
+        return {**found, "path": path}
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         log.info("label saved: %s", image_id)

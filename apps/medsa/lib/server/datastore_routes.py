@@ -37,7 +37,7 @@ def _add_image_routes(router: APIRouter, app: Any) -> None:
 
     @router.get("/image", summary="Download Image")
     def get_image(image: str, user: AnyUser) -> Any:
-        store.image_path(image)
+        app.opened(store.image_path(image))
         return endpoint.download_image(image)
 
     @router.head("/image", summary="Check If Image Exists")
@@ -120,7 +120,7 @@ def _add_info_routes(router: APIRouter, app: Any) -> None:
 
     @router.get("/image/info", summary="Get Image Info")
     def get_image_info(image: str, user: AnyUser) -> Any:
-        store.image_path(image)
+        app.opened(store.image_path(image))
         return store.get_image_info(image)
 
     @router.put("/image/info", summary="Update Image Info")

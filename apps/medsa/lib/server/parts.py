@@ -11,6 +11,7 @@ from lib.embeddings import DiskCache, EmbeddingCache
 from lib.errors import AdapterError, SettingsError
 from lib.infers.serving import OpenBase, ServingModel, View
 from lib.infers.volumes import VolumeCache
+from lib.infers.warming import Warmer
 from lib.model.catalog import BaseChoice, build_model
 from lib.model.medsa import MedSA
 from lib.settings import ServingSettings, Settings, load_settings
@@ -32,6 +33,7 @@ class Parts:
     serving: ServingModel
     volumes: VolumeCache
     leases: Leases
+    warmer: Warmer
 
     @property
     def scores_file(self) -> Path:
@@ -63,15 +65,17 @@ def build_parts(app_dir: Path, studies: str, conf: Mapping[str, str]) -> Parts:
         )
     settings = load_settings(app_dir / "configs", conf)
     state = settings.serving.state or app_dir / "model" / settings.task.name
-    releases = Releases(state)
+    releases, volumes = Releases(state), VolumeCache()
+    serving = _serving_model(settings, app_dir, state, releases)
     return Parts(
         settings,
         app_dir,
         state,
         releases,
-        _serving_model(settings, app_dir, state, releases),
-        VolumeCache(),
+        serving,
+        volumes,
         Leases(state / "leases.json", settings.serving.lease_minutes),
+        Warmer(serving, volumes),
     )
 
 

@@ -1,7 +1,11 @@
-"""What runs in the server and not in its child processes: the model, our routes and the housekeeping."""
+"""What runs in the server and not in its child processes: the model, our routes, housekeeping and warming."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from lib.activelearning.ranking import by_score
+from lib.scoring.scores import read_scores
 from lib.server.loop import Housekeeping
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
@@ -18,3 +22,14 @@ def begin_serving(app: Any, parts: Parts) -> None:
     housekeeping = Housekeeping(parts, QueueView(parts, app.datastore()))
     add_routes(server, app, parts, housekeeping)
     housekeeping.start()
+    if parts.settings.serving.warm and not parts.serving.cache.is_off:
+        parts.warmer.start(partial(upcoming_images, parts, app.datastore()))
+
+
+def upcoming_images(parts: Parts, store: Any) -> list[Path]:
+    """The unlabelled images on lease, the one offered last first, then the one that is offered next."""
+    unlabelled = set(store.get_unlabeled_images())
+    leases = parts.leases.table()
+    leased = sorted(unlabelled & leases.keys(), key=lambda case: leases[case]["until"], reverse=True)
+    ranked = by_score(unlabelled - leases.keys(), read_scores(parts.scores_file).values_by_case())
+    return [store.image_path(case) for case in (*leased, *ranked[:1])]
