@@ -127,7 +127,7 @@ def test_what_is_opened_is_encoded_the_middle_first(bench: Bench, cache: Watched
     bench.warmer.start()
     bench.warmer.opened(bench.image("a"))
     until(lambda: bench.count("a") == SLICES)
-    assert chunks(cache, bench.key("a")) == [2, 1, 3, 0, 4]
+    assert chunks(cache, bench.key("a")) == [2, 3, 1, 4, 0]  # slice 24 is nearer to 20 than slice 15
     assert len(cache.order) == SLICES
 
 
@@ -268,7 +268,7 @@ def test_a_cache_that_is_too_small_is_filled_once(tiny_model: MedSA, tmp_path: P
     bench.warmer.start()
     bench.warmer.opened(bench.image("a"))
     until(lambda: bench.warmer.progress()["of"] == SLICES and is_idle(bench.warmer))
-    assert chunks(cache, bench.key("a")) == [2, 1, 3]
+    assert chunks(cache, bench.key("a")) == [2, 3, 1]
     assert len(cache.order) == 3 * CHUNK
 
 

@@ -68,7 +68,7 @@ class Warmer:
         self._complaints: deque[Path] = deque(maxlen=MOST_COMPLAINTS)
 
     def start(self, upcoming: Callable[[], Iterable[Path]] = tuple) -> None:
-        """Begins to work, until the process ends. `upcoming()` are images that people will come to, first ones first."""
+        """Begins to work, until the process ends. `upcoming()`: images that people come to next, in order."""
         self._upcoming, self._followed, self._running = upcoming, self._serving.served, True
         threading.Thread(target=self._run, name="medsa-warming", daemon=True).start()
 
