@@ -173,6 +173,21 @@ def test_the_newest_comes_first_and_what_it_interrupted_goes_on_next(bench: Benc
     assert [order[CHUNK * n] for n in range(15)] == [keys[0], *[keys[1]] * 5, *[keys[2]] * 5, *[keys[0]] * 4]
 
 
+def test_what_was_interrupted_goes_before_what_was_opened_earlier(bench: Bench, cache: Watched) -> None:
+    bench.warmer.start()
+    with bench.device_taken():
+        bench.warmer.opened(bench.image("early"))
+        until(lambda: bench.warmer.progress()["of"] == SLICES)
+        bench.warmer.opened(bench.image("late"))
+    until(lambda: bench.warmer.progress()["case"] == "late")
+    bench.warmer.opened(bench.image("last", CHUNK))
+    until(lambda: bench.count("early") == SLICES)
+    finished = {key: place for place, (key, _) in enumerate(cache.order)}
+    assert sorted(finished, key=finished.__getitem__) == [
+        bench.key(name) for name in ("last", "late", "early")
+    ]
+
+
 def test_what_was_opened_longest_ago_is_forgotten(bench: Bench, cache: Watched) -> None:
     bench.warmer.start()
     with bench.device_taken():
