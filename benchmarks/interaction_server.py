@@ -1,6 +1,7 @@
 """The real server for benchmarks/interaction.py, and clicks sent to it as OHIF sends them."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ class Clicker:
 @contextmanager
 def fresh_server(work: Path, studies: Path, **conf: str) -> Iterator[str]:
     """The address of a server on `studies` with an empty state, which never trains."""
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work / "state", ignore_errors=True)  # an interrupted run may have left its embeddings
     own = {"task": "object", "base": "vit_t", "auto_train": "false", "state": str(work / "state")}
     with server(studies, {**own, **conf}, work / "server.log") as url:
         yield url

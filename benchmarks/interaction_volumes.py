@@ -57,7 +57,7 @@ def made_volume(
     """A bright ellipsoid over `object_slices` slices around the middle, among darker ones, on smooth texture."""
     rng = np.random.default_rng(seed)
     coarse = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 3)
-    image = 100 + 30 * coarse / coarse.std()
+    image = 100 + 12 * coarse / coarse.std()
     for share in ((0.25, 0.3, 0.4), (0.75, 0.7, 0.6), (0.7, 0.2, 0.3)):
         inside = _ellipsoid(
             shape, [n * part for n, part in zip(shape, share, strict=True)], 0.12, shape[2] / 6
@@ -66,7 +66,7 @@ def made_volume(
     centre = [shape[0] / 2 + rng.uniform(-4, 4), shape[1] / 2 + rng.uniform(-4, 4), shape[2] // 2 - 0.5]
     truth = _ellipsoid(shape, centre, rng.uniform(0.14, 0.2), object_slices / 2 + 0.01)
     image[truth] += 150
-    image += rng.normal(0, 10, shape).astype(np.float32)
+    image += rng.normal(0, 5, shape).astype(np.float32)
     return MadeVolume(image.astype(np.int16), truth, spacing_mm)
 
 

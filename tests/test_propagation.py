@@ -7,7 +7,18 @@ import pytest
 import torch
 from scipy import ndimage
 
-from lib.propagation import CarryLimits, CarryStep, PlaneMask, carry, continues
+from lib.propagation import (
+    LEAST_REACH,
+    MISSING_REACH,
+    REACH,
+    CarryLimits,
+    CarryStep,
+    PlaneMask,
+    carry,
+    connected,
+    continues,
+    revise,
+)
 
 SIDE = 32
 
@@ -164,3 +175,97 @@ def test_quality_is_compared_with_the_fronts_own_seed() -> None:
     seeds = {2: plane_mask(inside, 0.9), 8: plane_mask(inside, 0.4)}
     found = carry(seeds, range(12), lambda steps: [plane_mask(inside, 0.35) for _ in steps], limits)
     assert sorted(found) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+COUNT = 40
+SMALL, LARGE = plane_mask(disc(5.0)), plane_mask(disc(9.0))
+
+
+class Reviser:
+    """Says `answer` on every slice of `where`, and nothing elsewhere; keeps which slices it was asked."""
+
+    def __init__(self, answer: PlaneMask, where: range = range(COUNT)) -> None:
+        self.answer, self.where = answer, where
+        self.asked: list[int] = []
+
+    def __call__(self, steps: Sequence[CarryStep]) -> list[PlaneMask | None]:
+        self.asked += [step.index for step in steps]
+        return [self.answer if step.index in self.where else None for step in steps]
+
+
+def known(*slices: int) -> dict[int, PlaneMask]:
+    return dict.fromkeys(slices, SMALL)
+
+
+def changed(found: dict[int, PlaneMask], earlier: dict[int, PlaneMask]) -> list[int]:
+    return sorted(index for index in {*found, *earlier} if found.get(index) is not earlier.get(index))
+
+
+def test_a_correction_spreads_as_far_as_it_may_and_leaves_the_rest() -> None:
+    earlier = known(*range(5, 35))
+    found = revise(earlier, {20: LARGE}, {20}, range(COUNT), Reviser(LARGE))
+    assert changed(found, earlier) == list(range(20 - REACH, 20 + REACH + 1))
+    assert all(found[index] is SMALL for index in range(5, 20 - REACH))
+
+
+def test_a_correction_ends_where_there_is_nothing_to_correct() -> None:
+    earlier = known(*range(5, 35))
+    found = revise(earlier, {20: LARGE}, {20}, range(COUNT), Reviser(LARGE, range(19, 23)))
+    assert changed(found, earlier) == [19, 20, 21, 22]
+
+
+def test_a_correction_ends_where_it_agrees_with_what_was_there() -> None:
+    earlier = known(*range(5, 35)) | {22: plane_mask(disc(9.0)), 23: plane_mask(disc(9.0))}
+    found = revise(earlier, {20: LARGE}, {20}, range(COUNT), Reviser(LARGE))
+    assert changed(found, earlier) == list(range(20 - REACH, 22))
+
+
+def test_a_correction_does_not_touch_marked_slices_or_cross_them() -> None:
+    earlier = known(*range(5, 35))
+    found = revise(earlier, {20: LARGE}, {17, 20, 22}, range(COUNT), Reviser(LARGE))
+    assert changed(found, earlier) == [18, 19, 20, 21]
+
+
+def test_beyond_the_object_a_click_reaches_about_as_far_as_was_missing() -> None:
+    earlier = known(*range(5, 11))
+    model = Reviser(LARGE)
+    found = revise(earlier, {14: LARGE}, {14}, range(COUNT), model)
+    gap = 4
+    assert sorted(found) == list(range(5, 14 + MISSING_REACH * gap + 1))
+    near = revise(earlier, {11: LARGE}, {11}, range(COUNT), Reviser(LARGE))
+    assert sorted(near) == list(range(5, 11 + LEAST_REACH + 1))
+
+
+def test_nothing_earlier_bounds_nothing() -> None:
+    found = revise({}, {14: LARGE}, {14}, range(COUNT), Reviser(LARGE))
+    assert sorted(found) == list(range(COUNT))
+
+
+def test_an_empty_correction_takes_its_slice_away() -> None:
+    earlier = known(*range(5, 35))
+    found = revise(earlier, {20: plane_mask(NOTHING)}, {20}, range(COUNT), Reviser(LARGE))
+    assert sorted(found) == [*range(5, 20), *range(21, 35)]
+
+
+def test_a_correction_stays_within_its_bounds() -> None:
+    model = Reviser(LARGE)
+    revise(known(*range(18, 23)), {20: LARGE}, {20}, range(18, 23), model)
+    assert set(model.asked) <= {18, 19, 21, 22}
+
+
+def test_runs_of_slices_without_a_mark_are_dropped() -> None:
+    found = known(2, 3, 4, 7, 8, 12)
+    assert sorted(connected(found, [3, 12])) == [2, 3, 4, 12]
+    assert connected(found, []) == {}
+    assert sorted(connected(found, [5])) == []
+
+
+def test_an_answer_of_none_ends_a_front() -> None:
+    model = Reviser(SMALL, range(10, 14))
+    assert sorted(carry({12: SMALL}, range(COUNT), model)) == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_a_step_knows_where_it_came_from(direction: int) -> None:
+    step = CarryStep(20 + direction, direction, SMALL, SMALL)
+    assert step.origin == step.after(SMALL).origin == step.after(SMALL).after(SMALL).origin == 20

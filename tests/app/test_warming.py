@@ -115,3 +115,12 @@ def test_it_can_be_switched_off(make_server: MakeServer, conf: dict[str, str]) -
     assert load_volume(server.studies / "case0.nii.gz").shape_ijk[2] == SLICES
     assert encode_seconds(server, image="case0") > 0
     assert warming(server) == IDLE
+
+
+def test_embeddings_outlive_the_server(make_server: MakeServer) -> None:
+    server = make_server(cases=1, auto_train="false", warm="false")
+    assert encode_seconds(server, image="case0") > 0
+    server.stop()
+    server.start()
+    # Scoring has encoded all slices too by then, or not: the clicked ones are on disk in any case.
+    assert encode_seconds(server, image="case0") == 0

@@ -168,8 +168,7 @@ def test_only_what_was_clicked_is_answered(two_labels: ServingModel, image: Path
     task = MedsaDeepedit(two_labels, VolumeCache(), TWO)
     mask, params, _ = run(task, {"image": image, "right": [[18, 8, 6]], "left": []})
     assert set(np.unique(mask)) == {0, 7}
-    # 3D Slicer would take 7, the first value that it meets, for the first name.
-    assert params["label_names"] == {"right": 7}
+    assert params["label_names"] == TWO
     assert list(params["labels"]) == ["right"]
 
 

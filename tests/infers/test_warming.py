@@ -83,7 +83,7 @@ class Bench:
     @contextmanager
     def device_taken(self) -> Iterator[None]:
         """Nobody else gets the device meanwhile."""
-        with self.predictor._turns.turn(Asker("somebody")):
+        with self.serving.turns.turn(Asker("somebody")):
             yield
 
 
@@ -176,16 +176,15 @@ def test_the_newest_comes_first_and_what_it_interrupted_goes_on_next(bench: Benc
 def test_what_was_interrupted_goes_before_what_was_opened_earlier(bench: Bench, cache: Watched) -> None:
     bench.warmer.start()
     with bench.device_taken():
-        bench.warmer.opened(bench.image("early"))
+        with bench.warmer._condition:  # so that the later one is taken up first
+            bench.warmer.opened(bench.image("early"))
+            bench.warmer.opened(bench.image("late"))
         until(lambda: bench.warmer.progress()["of"] == SLICES)
-        bench.warmer.opened(bench.image("late"))
-    until(lambda: bench.warmer.progress()["case"] == "late")
-    bench.warmer.opened(bench.image("last", CHUNK))
+        bench.warmer.opened(bench.image("last"))
     until(lambda: bench.count("early") == SLICES)
-    finished = {key: place for place, (key, _) in enumerate(cache.order)}
-    assert sorted(finished, key=finished.__getitem__) == [
-        bench.key(name) for name in ("last", "late", "early")
-    ]
+    keys = [bench.key(name) for name in ("late", "last", "early")]
+    order = [key for key, _ in cache.order]
+    assert [order[CHUNK * n] for n in range(15)] == [keys[0], *[keys[1]] * 5, *[keys[0]] * 4, *[keys[2]] * 5]
 
 
 def test_what_was_opened_longest_ago_is_forgotten(bench: Bench, cache: Watched) -> None:
@@ -234,6 +233,20 @@ def test_another_version_ends_what_is_under_way_and_begins_anew(bench: Bench, ca
     assert old.warmed(bench.volumes.load(bench.image("a")))[0] == CHUNK
     assert old.warmed(bench.volumes.load(bench.image("next")))[0] == 0
     assert volumes_in_order(cache) == [bench.key(name) for name in ("a", "b", "next")]
+
+
+def test_many_opened_images_do_not_crowd_out_the_upcoming_ones(bench: Bench, cache: Watched) -> None:
+    bench.warmer.start(lambda: [bench.image("next")])
+    names = [f"n{number}" for number in range(MOST_WAITING)]
+    for name in names:
+        bench.warmer.opened(bench.image(name, CHUNK))
+    until(lambda: all(bench.count(name) == CHUNK for name in names) and is_idle(bench.warmer))
+    cache.order.clear()
+    bench.publish()
+    bench.serving.current()
+    until(lambda: bench.count("next") == SLICES)
+    last = [bench.key(name) for name in names[:-5:-1]]
+    assert volumes_in_order(cache) == [*last, bench.key("next")]
 
 
 def test_upcoming_images_that_cannot_be_listed_keep_nothing_from_being_encoded(

@@ -66,11 +66,6 @@ def test_a_session_from_begin_to_end(client: TestClient, app: Any, content: byte
     assert client.get(f"/session/{session_id}").status_code == 404
 
 
-def test_an_app_need_not_care_what_is_opened(app: Any, content: bytes) -> None:
-    del app.opened
-    assert put(client_of(app), ("mine.nii", content)).status_code == 200
-
-
 @pytest.mark.parametrize(
     ("files", "query", "said"),
     [

@@ -61,15 +61,3 @@ def describe_slices(slices: Iterable[int], quality: Mapping[int, float]) -> dict
 def relabelled(mask: np.ndarray, values: Iterable[int]) -> np.ndarray:
     """`mask` with position n (from 1) of `values` as that value."""
     return np.array([0, *values], dtype=np.uint8)[mask]
-
-
-def names_in(mask: np.ndarray, labels: Mapping[str, int]) -> dict[str, int]:
-    """Those of `labels` that have a voxel in `mask`, by rising value.
-
-    3D Slicer gives the first value it meets in a label map the first name, and so on: a name without a voxel would
-    shift all names after it.
-    """
-    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    return {
-        name: value for name, value in sorted(labels.items(), key=lambda item: item[1]) if value in present
-    }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
-from lib.infers.answer_format import describe_slices, names_in, relabelled
+from lib.infers.answer_format import describe_slices, relabelled
 from lib.infers.serving import ServingModel
 from lib.infers.task import MedsaTask, Question, Reply
 from lib.infers.volumes import VolumeCache
@@ -30,4 +30,4 @@ class MedsaDeepedit(MedsaTask):
             }
             for name, prompts in by_label.items()
         }
-        return Reply(mask, {"label_names": names_in(mask, self.labels), "labels": said}, found.seconds)
+        return Reply(mask, {"labels": said}, found.seconds)

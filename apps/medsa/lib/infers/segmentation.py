@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
 from lib.errors import UntrainedError
-from lib.infers.answer_format import describe_slices, names_in, relabelled
+from lib.infers.answer_format import describe_slices, relabelled
 from lib.infers.serving import ServingModel
 from lib.infers.task import MedsaTask, Question, Reply
 from lib.infers.volumes import VolumeCache
@@ -49,11 +49,7 @@ class MedsaSegmentation(MedsaTask):
             }
             for name in names
         }
-        params = {
-            "label_names": names_in(mask, self.labels),
-            "labels": said,
-            "left_out": _left_out(self.labels, wanted, trained),
-        }
+        params = {"labels": said, "left_out": _left_out(self.labels, wanted, trained)}
         return Reply(mask, params, found.seconds)
 
 

@@ -68,8 +68,8 @@ class ServingModel:
         cache: EmbeddingCache,
     ) -> None:
         self._open_base, self._releases = open_base, releases
-        self._labels, self._view, self._cache = dict(labels), view, cache
-        self._turns = DeviceTurns()
+        self._labels, self._view, self.cache = dict(labels), view, cache
+        self.turns = DeviceTurns()
         self._lock = threading.Lock()
         self._base: OpenBase | None = None
         self._served: Served | None = None
@@ -94,11 +94,6 @@ class ServingModel:
     def served(self) -> Served | None:
         """What answered last, without loading anything."""
         return self._served
-
-    @property
-    def cache(self) -> EmbeddingCache:
-        """The embeddings that all versions share."""
-        return self._cache
 
     @property
     def problem(self) -> str | None:
@@ -147,7 +142,7 @@ class ServingModel:
         key = f"base {base.sha256} adapter {adapter}"
         view = self._view
         predictor = Predictor(
-            model, key, view.intensity, view.slice_axis, self._cache, view.device, self._turns
+            model, key, view.intensity, view.slice_axis, self.cache, view.device, self.turns
         )
         log.info("adapter version %d answers now", version)
         return Served(base.name, base.reason, version, predictor)

@@ -122,6 +122,7 @@ class MedsaTask(InferTask):
         return str(path), {
             "base": served.base,
             "version": served.adapter_version,
+            # All of them, also those without a voxel: 3D Slicer takes value n for the nth of these names.
             "label_names": dict(self.labels),
             **reply.params,
             "seconds": stages.all_with(reply.seconds),

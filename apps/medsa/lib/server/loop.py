@@ -149,7 +149,6 @@ def status(parts: Parts, housekeeping: Housekeeping) -> dict[str, Any]:
         "unscored_cases": len(situation.unscored),
         "last_run": _summary(records[-1]) if records else None,
         "versions": parts.releases.versions(),
-        "warming": parts.warmer.progress(),
     }
 
 

@@ -33,7 +33,7 @@ def session_router(app: Any) -> APIRouter:
         with received(files[0]) as path:
             load_volume(path)  # now, and not at the first click, is when the viewer can say what is wrong
             session_id, session = sessions.add_session(str(path), expiry)
-        announce_opened(app, Path(session.image))
+        app.opened(Path(session.image))
         return {"session_id": session_id, "session_info": session.to_json()}
 
     @router.get("/{session_id}", summary="Get Session ID")
@@ -63,13 +63,6 @@ def open_session(app: Any, session_id: str, update_ts: bool = True) -> SessionIn
     if session is None:
         raise NotFoundError("session_id", session_id, "the id of a session that is open")
     return session
-
-
-def announce_opened(app: Any, image: Path) -> None:
-    """Tells the app that a viewer has opened `image`, before its first click, for an app that wants to know."""
-    opened = getattr(app, "opened", None)
-    if opened is not None:
-        opened(image)
 
 
 def _enabled(app: Any) -> Sessions:

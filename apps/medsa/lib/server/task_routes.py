@@ -37,7 +37,9 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
 
     @router.get("/medsa/status", tags=["medsa"], summary="Base, adapter version, queue and last training")
     def medsa_status(user: AnyUser) -> Any:
-        return describe_base(parts.serving) | status(parts, housekeeping)
+        return (
+            describe_base(parts.serving) | status(parts, housekeeping) | {"warming": parts.warmer.progress()}
+        )
 
     return router
 
