@@ -80,11 +80,12 @@ class MedsaApp(MONAILabelApp):
         return strategies(self._parts.leases, self._parts.scores_file, self._parts.settings.training.seed)
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        return answer(self._infers, datastore or self.datastore(), request, self.opened)
+        store = datastore or self.datastore()
+        return answer(self._infers, store, request, self._parts.warmer.clicked)
 
-    def opened(self, image: Path, near: int | None = None) -> None:
-        """A viewer shows `image`, and its slice `near`: it is encoded ahead."""
-        self._parts.warmer.opened(image, near)
+    def opened(self, image: Path) -> None:
+        """A viewer has opened `image`: it is encoded before the first click."""
+        self._parts.warmer.opened(image)
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         strategy = self._strategies.get(request["strategy"])

@@ -40,7 +40,10 @@ def tasks(tmp_path: Path) -> dict[str, Any]:
         said = {"image": str(request["image"]), "label": request.get("label"), "prompts": prompts}
         if "labels" in request:
             said["labels"] = {name: {"prompts": prompts, "slices": [1]} for name in request["labels"]}
-        return str(file), {**said, "base": "tiny", "version": 3}
+        else:
+            said["slices"] = request.get("found", [])
+        seconds = {"encode": request.get("encoded", 0.0)}
+        return str(file), {**said, "base": "tiny", "version": 3, "seconds": seconds}
 
     return {"medsa": task}
 
@@ -116,3 +119,29 @@ def test_prompts_that_cannot_be_kept_do_not_spoil_the_answer(
     (tmp_path / "file").write_text("no folder")
     assert answer(tasks, Store(tmp_path / "file" / "prompts"), CLICK)["file"]
     assert "the prompts on a could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("request_", "index", "encoded"),
+    [
+        ({"found": [4, 5, 6], "encoded": 0.25}, 5, True),
+        ({"found": [], "encoded": 0.0}, None, False),
+        ({"labels": ["liver", "spleen"]}, 1, False),
+        ({"image": Path("/studies/sessions/x.nii.gz"), "found": [7], "uploaded": False}, 7, False),
+    ],
+)
+def test_it_is_told_where_an_image_was_clicked_on(
+    tasks: dict[str, Any], store: Store, request_: dict[str, Any], index: int | None, encoded: bool
+) -> None:
+    told: list[Any] = []
+    answer(tasks, store, {**CLICK, **request_}, lambda *said: told.append(said))
+    assert told == [(request_.get("image", Path("/studies/a.nii.gz")), index, encoded)]
+
+
+def test_an_upload_is_gone_after_its_answer_and_so_is_not_told_of(
+    tasks: dict[str, Any], store: Store
+) -> None:
+    told: list[Any] = []
+    request = {**CLICK, "image": Path("/tmp/upload.nii.gz"), "uploaded": True}
+    assert answer(tasks, store, request, lambda *said: told.append(said))["file"]
+    assert told == []

@@ -12,18 +12,22 @@ from lib.turns import Asker
 log = logging.getLogger(__name__)
 
 ORIGINAL = "original"
-OpenedCall = Callable[[Path, int | None], None]
 InferCall = Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
+# Is told the image, the slice in the middle of the answer, and whether something had to be encoded for it.
+ClickedCall = Callable[[Path, int | None, bool], None]
 
 
 def answer(
-    tasks: Mapping[str, InferCall], store: Any, request: Mapping[str, Any], opened: OpenedCall | None = None
+    tasks: Mapping[str, InferCall],
+    store: Any,
+    request: Mapping[str, Any],
+    clicked: ClickedCall = lambda path, index, encoded: None,
 ) -> dict[str, Any]:
     """MONAI Label's result of an inference: {"label", "tag", "file", "params"}.
 
     `request["image"]` is an image id of `store`, or a Path, which only the server itself can put there. The prompts
-    on an image of the store are kept there. `opened` is told an image of the store and the slice in the
-    middle of the answer. Raises NotFoundError for an unknown model or image, InputError for MONAI
+    on an image of the store are kept there. `clicked` is called for images that are clicked on again, so not for those
+    that came with the request (`uploaded`). Raises NotFoundError for an unknown model or image, InputError for MONAI
     Label's `save_label`, which would save a label without the right to, and what the task raises.
     """
     model, image = request.get("model"), request.get("image")
@@ -33,11 +37,10 @@ def answer(
     if request.get("save_label"):
         raise InputError("save_label", request["save_label"], "false; save with PUT /datastore/label")
     file, params = tasks[model]({**request, "image": path})
+    if not request.get("uploaded"):
+        clicked(path, _middle_slice(params), params["seconds"]["encode"] > 0)
     if not isinstance(image, Path):
         _keep_prompts(store, str(image), request, params)
-        if opened is not None:
-            slices = params.get("slices") or [None]
-            opened(path, slices[len(slices) // 2])
     return {"label": file, "tag": ORIGINAL, "file": file, "params": params}
 
 
@@ -54,6 +57,13 @@ def describe_prompts(request: Mapping[str, Any], params: Mapping[str, Any]) -> d
     if "labels" in params:
         return {name: {"prompts": said["prompts"], **facts} for name, said in params["labels"].items()}
     return {params.get("label") or "": {"prompts": params.get("prompts"), **facts}}
+
+
+def _middle_slice(params: Mapping[str, Any]) -> int | None:
+    """The slice in the middle of the answer, None for an empty one."""
+    objects = params["labels"].values() if "labels" in params else (params,)
+    slices = sorted(index for one in objects for index in one["slices"])
+    return slices[len(slices) // 2] if slices else None
 
 
 def _keep_prompts(store: Any, image_id: str, request: Mapping[str, Any], params: Mapping[str, Any]) -> None:

@@ -116,6 +116,7 @@ def _answer(app: Any, asked: Asked, limit_s: float) -> Response:
     params.pop("label_file", None)
     with ExitStack() as files:
         known = {"model": asked.model, "image": _source(app, asked, files), "asker": asker}
+        known["uploaded"] = asked.form.file is not None
         if asked.form.label is not None:
             known["label_file"] = files.enter_context(received_label(asked.form.label))
         result = app.infer({**params, **known})

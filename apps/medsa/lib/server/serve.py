@@ -1,5 +1,6 @@
-"""What runs in the server and not in its child processes: the model, our routes and the housekeeping."""
+"""What runs in the server and not in its child processes: the model, our routes, housekeeping and warming."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ def begin_serving(app: Any, parts: Parts) -> None:
     add_routes(server, app, parts, housekeeping)
     housekeeping.start()
     if parts.settings.serving.warm and not parts.serving.cache.is_off:
-        parts.warmer.start(lambda: next_images(parts, app.datastore()))
+        parts.warmer.start(partial(upcoming_images, parts, app.datastore()))
 
 
-def next_images(parts: Parts, store: Any) -> list[Path]:
-    """The images that people are at or will be offered next: those on lease, and the one that scores highest."""
+def upcoming_images(parts: Parts, store: Any) -> list[Path]:
+    """The unlabelled images on lease, the one offered last first, then the one that is offered next."""
     unlabelled = set(store.get_unlabeled_images())
-    leased = [case for case in parts.leases.table() if case in unlabelled]
-    ranked = by_score(unlabelled - set(leased), read_scores(parts.scores_file).values_by_case())
+    leases = parts.leases.table()
+    leased = sorted(unlabelled & leases.keys(), key=lambda case: leases[case]["until"], reverse=True)
+    ranked = by_score(unlabelled - leases.keys(), read_scores(parts.scores_file).values_by_case())
     return [store.image_path(case) for case in (*leased, *ranked[:1])]
