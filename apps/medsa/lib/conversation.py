@@ -10,8 +10,8 @@ never changed.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from lib.prompts.promptset import PromptSet
 from lib.propagation import PlaneMask
@@ -43,14 +43,12 @@ class Earlier:
     prompts: PromptSet
     planes: Mapping[int, PlaneMask]
 
-    @property
-    def nbytes(self) -> int:
-        """Of its masks."""
-        return sum(plane.logits.nbytes for plane in self.planes.values())
-
 
 class Conversations:
-    """The last answers, newest last; beyond `max_bytes` the conversation that rested longest goes."""
+    """The last answers, newest last; beyond `max_bytes` the conversation that rested longest goes.
+
+    Of a conversation that is too large on its own the oldest answers go.
+    """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -59,22 +57,37 @@ class Conversations:
         self._used = 0
 
     def recall(self, topic: Topic, prompts: PromptSet) -> Earlier | None:
-        """The answer to most of `prompts`, and to nothing else; to all of them if there was one."""
+        """The answer to most of `prompts`, and to nothing else; to all of them if there was one.
+
+        Of several the newest: it is the one that the annotator saw.
+        """
         with self._lock:
-            fitting = [one for one in self._answers.get(topic, ()) if adds_to(prompts, one.prompts)]
+            newest_first = self._answers.get(topic, [])[::-1]
+        fitting = [one for one in newest_first if adds_to(prompts, one.prompts)]
         return max(fitting, key=lambda one: _point_count(one.prompts), default=None)
 
     def remember(self, topic: Topic, answer: Earlier) -> None:
         """Keeps `answer`; one to the same prompts is replaced."""
-        if answer.nbytes > self._max_bytes:
+        if bytes_of([answer]) > self._max_bytes:
             return
         with self._lock:
-            kept = [one for one in self._answers.pop(topic, []) if one.prompts != answer.prompts]
-            self._answers[topic] = [*kept[-(KEPT_ANSWERS - 1) :], answer]
-            self._used = sum(one.nbytes for answers in self._answers.values() for one in answers)
+            before = self._answers.pop(topic, [])
+            answers = [*(one for one in before if one.prompts != answer.prompts), _sharing(answer, before)]
+            del answers[:-KEPT_ANSWERS]
+            while bytes_of(answers) > self._max_bytes:
+                del answers[0]
+            self._answers[topic] = answers
+            self._used += bytes_of(answers) - bytes_of(before)
             while self._used > self._max_bytes:
                 _, gone = self._answers.popitem(last=False)
-                self._used -= sum(one.nbytes for one in gone)
+                self._used -= bytes_of(gone)
+
+
+def bytes_of(answers: Sequence[Earlier]) -> int:
+    """What the answers of one conversation hold; what several of them share counts once."""
+    planes = {id(plane): plane.nbytes for one in answers for plane in one.planes.values()}
+    sent = [one.prompts.mask for one in answers if one.prompts.mask is not None]
+    return sum(planes.values()) + sum({id(mask): mask.inside.nbytes for mask in sent}.values())
 
 
 def adds_to(prompts: PromptSet, earlier: PromptSet) -> bool:
@@ -84,6 +97,14 @@ def adds_to(prompts: PromptSet, earlier: PromptSet) -> bool:
     return set(earlier.positive_ijk) <= set(prompts.positive_ijk) and set(earlier.negative_ijk) <= set(
         prompts.negative_ijk
     )
+
+
+def _sharing(answer: Earlier, others: Sequence[Earlier]) -> Earlier:
+    """`answer`, with the mask that was sent kept once: viewers send it along with each click."""
+    for one in others:
+        if one.prompts.mask is not None and one.prompts.mask == answer.prompts.mask:
+            return Earlier(replace(answer.prompts, mask=one.prompts.mask), answer.planes)
+    return answer
 
 
 def _point_count(prompts: PromptSet) -> int:

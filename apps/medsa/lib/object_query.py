@@ -32,13 +32,17 @@ MIN_REFINED_OVERLAP = 0.5
 
 @dataclass
 class ObjectQuery:
-    """Answers one object's prompts. `decode` runs the model; `trained` says whether its adapter knows the labels."""
+    """Answers one object's prompts. `decode` runs the model; `trained` says whether its adapter knows the labels.
+
+    `of_others` are places (slice, u, v) that belong to other objects: they say nothing about the rest of their slice.
+    """
 
     embeddings: VolumeEmbeddings
     plan: SlicePlan
     label_id: int
     trained: bool
     decode_slices: Decode
+    of_others: frozenset[tuple[int, int, int]] = frozenset()
     allowed: dict[EdgesUV | None, Tensor] = field(default_factory=dict)
 
     def found(self, whole_object: bool) -> dict[int, PlaneMask]:
@@ -51,22 +55,30 @@ class ObjectQuery:
     ) -> dict[int, PlaneMask]:
         """The object found `earlier`, with the prompts on the `changed` slices taken into account."""
         marked = self._corrections(earlier, changed)
+        # The annotator said that the object is there, however little the model shows of it.
+        seeds = {index: plane for index, plane in marked.items() if self.plan.prompts[index].is_seed}
         if not whole_object:
-            return {index: plane for index, plane in {**earlier, **marked}.items() if plane.area}
+            return {index: plane for index, plane in {**earlier, **marked}.items() if plane.area} | seeds
         fixed = self.plan.prompts.keys()
         revised = revise(
             earlier, marked, fixed, self.plan.bounds, lambda steps: self._revising_step(steps, earlier)
         )
+        revised |= seeds
         return connected(revised, [index for index in revised if self._is_confirmed(index, earlier)])
 
     def given_planes(self, prompts: PromptSet) -> dict[int, PlaneMask]:
-        """The slices of the mask that came with `prompts`, as answers that are sure."""
+        """The slices of the mask that came with `prompts`, within the plan's bounds, as answers that are sure."""
         if prompts.mask is None:
             return {}
         planes = np.moveaxis(prompts.mask.inside, self.embeddings.axis, 0)
-        indices = [int(index) for index in np.flatnonzero(planes.any(axis=(1, 2)))]
+        filled = np.flatnonzero(planes.any(axis=(1, 2))).tolist()
+        indices = [index for index in filled if index in self.plan.bounds]
+        if not indices:
+            return {}
         logits = self.embeddings.geometry.masks_to_logits(torch.from_numpy(planes[indices]).float())
-        return {index: PlaneMask(logits[row], 1.0, planes[index]) for row, index in enumerate(indices)}
+        return {
+            index: PlaneMask(_visible(logits[row]), 1.0, planes[index]) for row, index in enumerate(indices)
+        }
 
     def refined(self, given: Mapping[int, PlaneMask]) -> dict[int, PlaneMask]:
         """A mask that came without any click, each slice of it as the model sees it; what it would lose stays."""
@@ -199,7 +211,8 @@ class ObjectQuery:
         if prompt is None or prompt.is_seed or mask is None or not mask.area:
             return False
         depth = interior_depth(mask.inside)
-        pixels = self._mask_pixels(self._model_points(prompt))
+        own = [point for point in prompt.points if (index, *point[:2]) not in self.of_others]
+        pixels = self._mask_pixels(self._model_points(SlicePrompt(tuple(own))))
         return any(depth[row, column] >= DENIAL_DEPTH * depth.max() for row, column in pixels)
 
     def _seed_prompt(self, prompt: SlicePrompt) -> SinglePrompt:
@@ -264,6 +277,14 @@ class ObjectQuery:
         if window not in self.allowed:
             self.allowed[window] = _window_at_mask_size(self.embeddings.geometry, window)
         return self.allowed[window]
+
+
+def _visible(logits: Tensor) -> Tensor:
+    """`logits` (m, m) of a mask that was sent; one too fine for any pixel to be mostly inside gets the fullest ones."""
+    if logits.max() > 0:
+        return logits
+    share = (logits + MASK_LOGIT) / (2 * MASK_LOGIT)  # of each pixel that is inside
+    return MASK_LOGIT * (2 * share / share.max() - 1)
 
 
 def _nearest(planes: Mapping[int, PlaneMask], index: int) -> PlaneMask | None:

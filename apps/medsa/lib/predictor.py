@@ -24,11 +24,11 @@ from lib.embeddings import EmbeddingCache, SliceEncoder, VolumeEmbeddings
 from lib.errors import NotFoundError
 from lib.model.medsa import Masks, MedSA, PlanePrompts, SinglePrompt
 from lib.object_query import ObjectQuery
-from lib.prompts.promptset import PromptSet
+from lib.prompts.promptset import PromptSet, Voxel
 from lib.prompts.slice_plan import SlicePlan, plan_slices
 from lib.propagation import PlaneMask
 from lib.settings import IntensitySettings
-from lib.transforms.geometry import AxisChoice
+from lib.transforms.geometry import AxisChoice, split_point
 from lib.turns import Asker, DeviceTurns, Turn
 from lib.volume import Volume
 from lib.voxels import MaskArray, labels_to_voxels, mask_to_voxels
@@ -153,9 +153,16 @@ class Predictor:
     ) -> LabelPrediction:
         """All objects at once, each from its own prompts; where two claim a voxel the more confident one gets it."""
         work = self._begin(volume, asker)
+        clicked = {label: frozenset(prompts.positive_ijk) for label, prompts in by_label.items()}
         with self._turn(work) as turn:
             found = {
-                label: self._object(work, turn, prompts, True, None) for label, prompts in by_label.items()
+                label: self._object(
+                    work,
+                    turn,
+                    prompts,
+                    others=frozenset().union(*(clicked[other] for other in by_label if other != label)),
+                )
+                for label, prompts in by_label.items()
             }
         return _labelled(found, work)
 
@@ -197,15 +204,18 @@ class Predictor:
     ) -> None:
         """Encodes what is missing of `volume`, the slices nearest to `near` (None: the middle) first.
 
-        One turn for each chunk, so that clicks come in between; ends early when `still()` does not hold any more.
+        One turn for each chunk, so that clicks come in between; ends early when `still()` does not hold any more, and
+        when the cache is too small to keep what was encoded.
         """
         embeddings = self._encoder.open(volume, self.slice_axis)
         embeddings.prepare()
         centre = embeddings.slice_count // 2 if near is None else near
-        for index in sorted(range(embeddings.slice_count), key=lambda index: abs(index - centre)):
+        nearest = sorted(range(embeddings.slice_count), key=lambda index: abs(index - centre))
+        for place, index in enumerate(nearest):
             if not embeddings.missing([index]):
                 continue
-            if not still():
+            # Where nearer slices have been pushed out again, those farther away would push out more of them.
+            if not still() or embeddings.missing(nearest[:place]):
                 break
             with self._turns.turn(asker) as turn:
                 embeddings.fetch([index], turn)
@@ -231,9 +241,15 @@ class Predictor:
             work.wait_seconds = turn.waited_s
 
     def _object(
-        self, work: _Work, turn: Turn, prompts: PromptSet, whole_object: bool, only_slice: int | None
+        self,
+        work: _Work,
+        turn: Turn,
+        prompts: PromptSet,
+        whole_object: bool = True,
+        only_slice: int | None = None,
+        others: frozenset[Voxel] = frozenset(),
     ) -> tuple[Planes, SlicePlan]:
-        """The masks of the slices that hold the object, and the plan that they follow."""
+        """The masks of the slices that hold the object, and the plan that they follow; `others` are other objects."""
         volume, axis = work.embeddings.volume, work.embeddings.axis
         scope = "object" if whole_object else f"slice {only_slice}"
         topic = Topic(work.asker.client, volume.content_key, self.model_key, axis, prompts.label, scope)
@@ -241,7 +257,8 @@ class Predictor:
         if only_slice is not None:
             plan = plan.only(only_slice)
         earlier = self._conversations.recall(topic, prompts)
-        planes = self._answer(self._query(work, turn, plan, prompts), earlier, prompts, whole_object)
+        query = self._query(work, turn, plan, prompts, others)
+        planes = self._answer(query, earlier, prompts, whole_object)
         self._conversations.remember(topic, Earlier(prompts, planes))
         return planes, plan
 
@@ -252,12 +269,14 @@ class Predictor:
             earlier = _as_earlier(prompts, query)
             if not query.plan.prompts:
                 return query.refined(earlier.planes)
-        if earlier is None:
+        if earlier is None or not any(plane.area for plane in earlier.planes.values()):
             return query.found(whole_object)
         changed = query.plan.changed_since(earlier.prompts, query.embeddings.axis)
         return query.corrected(earlier.planes, changed, whole_object) if changed else earlier.planes
 
-    def _query(self, work: _Work, turn: Turn, plan: SlicePlan, prompts: PromptSet) -> ObjectQuery:
+    def _query(
+        self, work: _Work, turn: Turn, plan: SlicePlan, prompts: PromptSet, others: frozenset[Voxel]
+    ) -> ObjectQuery:
         def decode(indices: Sequence[int], asked: Sequence[SinglePrompt]) -> Masks:
             features = work.embeddings.fetch(indices, turn)
             started = time.perf_counter()
@@ -265,24 +284,31 @@ class Predictor:
             work.decode_seconds += time.perf_counter() - started
             return masks
 
-        return ObjectQuery(work.embeddings, plan, self._label_id(prompts.label), self.model.trained, decode)
+        axis = work.embeddings.axis
+        places = frozenset((index, *uv) for index, uv in (split_point(point, axis) for point in others))
+        return ObjectQuery(
+            work.embeddings, plan, self._label_id(prompts.label), self.model.trained, decode, places
+        )
 
     def _automatic_planes(self, work: _Work, turn: Turn, label: str, slices: range) -> Planes:
         masks = self._automatic_masks(work, turn, label, slices)
         shown = {
-            index: PlaneMask(masks.logits[row, 0], float(masks.iou[row, 0]))
+            # A copy: a view would keep the slices without the label, too.
+            index: PlaneMask(masks.logits[row, 0].clone(), float(masks.iou[row, 0]))
             for row, index in enumerate(slices)
         }
         return {index: plane for index, plane in shown.items() if plane.area}
 
     def _automatic_masks(self, work: _Work, turn: Turn, label: str, slices: range) -> Masks:
+        """Of each slice the one mask (n, 1, m, m) that answers a clear prompt."""
         prompt = SinglePrompt(label_id=self._label_id(label))
         batches = []
         for start in range(0, len(slices), AUTOMATIC_BATCH):
             batch = slices[start : start + AUTOMATIC_BATCH]
             features = work.embeddings.fetch(batch, turn)
             started = time.perf_counter()
-            batches.append(self.decode(features, [prompt] * len(batch)))
+            masks = self.decode(features, [prompt] * len(batch))
+            batches.append(Masks(masks.logits[:, :1].clone(), masks.iou[:, :1].clone()))
             work.decode_seconds += time.perf_counter() - started
         return Masks(
             torch.cat([batch.logits for batch in batches]), torch.cat([batch.iou for batch in batches])
@@ -303,8 +329,9 @@ class Predictor:
 
 
 def _as_earlier(prompts: PromptSet, query: ObjectQuery) -> Earlier:
-    """A mask that was sent, as if it had been answered to the same boxes without any click."""
-    return Earlier(replace(prompts, positive_ijk=(), negative_ijk=()), query.given_planes(prompts))
+    """A mask that was sent, as if it had been answered to no click and no box."""
+    bare = replace(prompts, positive_ijk=(), negative_ijk=(), boxes=())
+    return Earlier(bare, query.given_planes(prompts))
 
 
 def _labelled(found: Mapping[str, tuple[Planes, SlicePlan]], work: _Work) -> LabelPrediction:

@@ -54,6 +54,11 @@ class PlaneMask:
         """In low-resolution pixels."""
         return int(np.count_nonzero(self.inside))
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        return self.logits.nbytes + self.logits.numel() + (0 if self.given is None else self.given.nbytes)
+
 
 @dataclass(frozen=True)
 class CarryLimits:
@@ -142,7 +147,9 @@ def revise(
                 found[step.index] = answer
                 settled.add(step.index)
                 fronts.append(step.after(answer))
-    return {index: plane for index, plane in found.items() if plane.area >= limits.min_area_pixels}
+    # What was found before, however small, stays where nobody corrected it.
+    ended = {index for index, plane in corrected.items() if plane.area < limits.min_area_pixels}
+    return {index: plane for index, plane in found.items() if index not in ended}
 
 
 def connected(found: Mapping[int, PlaneMask], marked: Collection[int]) -> dict[int, PlaneMask]:

@@ -43,12 +43,13 @@ class SlicePlan:
         return SlicePlan(kept, range(index, index + 1), self.windows)
 
     def changed_since(self, earlier: PromptSet, axis: int) -> list[int]:
-        """The slices whose clicks are not those of `earlier`, in order."""
+        """The slices whose clicks are not those of `earlier`, and those of boxes if it had none, in order."""
         before = _points_by_slice(earlier, axis)
         return [
             index
             for index, prompt in sorted(self.prompts.items())
             if set(prompt.points) != set(before.get(index, ()))
+            or (prompt.box is not None and not earlier.boxes)
         ]
 
 
