@@ -3,15 +3,15 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
 import httpx
 import numpy as np
-from base_data import ANYTHING, SETS, Member, evenly, require
-from base_figures import figure_of
+from base_data import ANYTHING, SETS, Member, MissingSetError, evenly, require
+from base_figures import figure_of, spoken
 from interaction_server import PATIENCE_S, fresh_server
 from network import Figure
 from numpy.typing import NDArray
@@ -23,10 +23,8 @@ from lib.transforms.geometry import slice_axis
 from lib.volume import load_volume
 
 CLICKS, SHOWN = 10, (1, 3, 5, 10)
-FAR, DROP = (
-    10,
-    0.02,
-)  # a slice farther away than this from a correction is damaged by a larger loss of Dice than this
+# A slice farther away than this from a correction is damaged by a larger loss of Dice than this.
+FAR, DROP = 10, 0.02
 LEAST_GAIN = 0.1  # of 5 clicks over 1
 # The window of the CT set is the demo task's.
 TASK_OF = {"hippocampus_mr": "object", "cardiac_lv_mr": "object", "abdomen_ct": "demo"}
@@ -49,15 +47,32 @@ class Track:
 
 def annotator_figures(data: Path, work: Path, cases: int | None) -> list[Figure]:
     """All sets; what was annotated before in `work` is not done again."""
-    tracks = {name: annotate_set(name, data, work / name, cases) for name in TASK_OF}
-    found = [figure for name, rows in tracks.items() for figure in set_figures(name, rows)]
+    tracks: dict[str, list[Track]] = {}
+    missing: dict[str, str] = {}
+    for name in TASK_OF:
+        try:
+            tracks[name] = annotate_set(name, data, work / name, cases)
+        except MissingSetError as error:
+            missing[name] = str(error)
+    return all_figures(tracks, missing)
+
+
+def all_figures(tracks: Mapping[str, Sequence[Track]], missing: Mapping[str, str]) -> list[Figure]:
+    """Each set, then all of them; without a set that is `missing` (and why) what is of all is not judged."""
+    found: list[Figure] = []
+    for name in TASK_OF:
+        found += set_figures(name, tracks.get(name, ()), missing.get(name, ""))
+    curves = [curve_of(rows) for rows in tracks.values()]
+    mean = [fmean(values) for values in zip(*curves, strict=True)] if curves else None
     everything = [track for rows in tracks.values() for track in rows]
-    means = [fmean(mean_dice(rows, click) for rows in tracks.values()) for click in SHOWN]
-    found += [
-        figure_of(f"mean over the sets: volume Dice, {click} clicks", value, "Dice")
-        for click, value in zip(SHOWN, means, strict=True)
+    overall = [
+        *curve_figures("mean over the sets", mean, ""),
+        *treatment_figures("all sets", everything, judge=True),
     ]
-    return [*found, *treatment_figures("all sets", everything, judge=True)]
+    if missing:
+        note = f"without {', '.join(missing)}"
+        overall = [replace(figure, holds=None, note=note) for figure in overall]
+    return [*found, *overall]
 
 
 def annotate_set(name: str, data: Path, work: Path, cases: int | None) -> list[Track]:
@@ -165,21 +180,46 @@ def mean_dice(tracks: Iterable[Track], click: int) -> float:
     return fmean(track.dice[min(click, len(track.dice)) - 1] for track in tracks)
 
 
-def set_figures(name: str, tracks: Sequence[Track]) -> list[Figure]:
-    """The curve of a set, whether it rises, and by how much."""
-    curve = [mean_dice(tracks, click) for click in SHOWN]
-    rises = all(later > earlier for earlier, later in pairwise(curve))
-    seconds = [value for track in tracks for value in track.seconds[1:]]
+def curve_of(tracks: Sequence[Track]) -> list[float] | None:
+    """Mean Dice after each of the numbers of clicks `SHOWN`; None of no object."""
+    return [mean_dice(tracks, click) for click in SHOWN] if tracks else None
+
+
+def set_figures(name: str, tracks: Sequence[Track], note: str = "") -> list[Figure]:
+    """The curve of a set, whether it rises, by how much, and what a click takes; `note` says why there is none."""
+    corrections = [value for track in tracks for value in track.seconds[1:]]
+    every = [value for track in tracks for value in track.seconds]
     return [
-        *(
-            figure_of(f"{name}: volume Dice, {click} clicks", value, "Dice", note=f"{len(tracks)} objects")
-            for click, value in zip(SHOWN, curve, strict=True)
+        *curve_figures(name, curve_of(tracks), note or f"{len(tracks)} objects"),
+        figure_of(f"{name}: a click takes, median", median(every) if every else None, "s", note=note),
+        figure_of(
+            f"{name}: a correction takes, median",
+            median(corrections) if corrections else None,
+            "s",
+            note=note,
         ),
-        figure_of(f"{name}: rises from 1 to 3 to 5 to 10 clicks", float(rises), "yes", ">= 1"),
-        figure_of(f"{name}: 5 clicks above 1", curve[2] - curve[0], "Dice", f">= {LEAST_GAIN}"),
-        figure_of(f"{name}: a correction takes, median", median(seconds) if seconds else None, "s"),
         *treatment_figures(name, tracks, judge=False),
     ]
+
+
+def curve_figures(name: str, curve: Sequence[float] | None, note: str) -> list[Figure]:
+    """The values of `curve` at `SHOWN`, whether it rises throughout, and from 1 click to 5."""
+    values = curve or [None] * len(SHOWN)
+    rises = float(all(later > earlier for earlier, later in pairwise(curve))) if curve else None
+    gain = curve[SHOWN.index(5)] - curve[SHOWN.index(1)] if curve else None
+    return [
+        *(
+            figure_of(dice_name(name, click), value, "Dice", note=note)
+            for click, value in zip(SHOWN, values, strict=True)
+        ),
+        figure_of(f"{name}: rises from 1 to 3 to 5 to 10 clicks", rises, "yes", ">= 1", note),
+        figure_of(f"{name}: 5 clicks above 1", gain, "Dice", f">= {LEAST_GAIN}", note),
+    ]
+
+
+def dice_name(name: str, click: int) -> str:
+    """What the figure is called."""
+    return f"{name}: volume Dice, {spoken(str(click))}"
 
 
 def treatment_figures(name: str, tracks: Sequence[Track], *, judge: bool) -> list[Figure]:
@@ -202,9 +242,9 @@ def plot(figures: Iterable[Figure], target: Path) -> None:
     picture = Picture(figsize=(6, 4), layout="constrained")
     axes = picture.subplots()
     for name in TASK_OF:
-        axes.plot(
-            SHOWN, [values[f"{name}: volume Dice, {click} clicks"] for click in SHOWN], "o-", label=name
-        )
+        curve = [values.get(dice_name(name, click)) for click in SHOWN]
+        if None not in curve:
+            axes.plot(SHOWN, curve, "o-", label=name)
     axes.set(xlabel="clicks per object", ylabel="mean volume Dice", ylim=(0, 1), xticks=SHOWN)
     axes.grid(alpha=0.3)
     axes.legend()

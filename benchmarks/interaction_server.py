@@ -1,16 +1,20 @@
 """The real server for benchmarks/interaction.py, and clicks sent to it as OHIF sends them."""
 
+import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from loop import server
+import nrrd
+import numpy as np
+from loop import ROOT, server
+from numpy.typing import NDArray
 
 PATIENCE_S = 600.0
 OHIF = {
@@ -21,50 +25,134 @@ OHIF = {
 }
 
 
-@dataclass
+class WrongMaskError(Exception):
+    """An answer that came as a success, and is not the mask that was asked for."""
+
+
 class Clicker:
-    """One annotator's connection; every click is a first one, unless a `client` is named."""
+    """One annotator's connection to the server at `url`; every click is a first one, unless a `client` is named."""
 
-    url: str
-    count: int = 0
+    def __init__(self, url: str) -> None:
+        self._http = httpx.Client(base_url=url, timeout=PATIENCE_S)
+        self._count = 0
 
-    def __post_init__(self) -> None:
-        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
+    def __enter__(self) -> "Clicker":
+        return self
 
-    def seconds(self, model: str, image: str, point: Sequence[int], client: str | None = None) -> float:
-        """From the request to the whole mask; raises httpx.HTTPStatusError for an answer that is none."""
-        self.count += 1
-        params = {"foreground": [list(point)], "background": [], **OHIF}
-        params["client_id"] = client or f"{id(self)}-{self.count}"
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def seconds(
+        self, model: str, image: str, points: Sequence[Sequence[int]], client: str | None = None
+    ) -> float:
+        """From the request with the positive `points` [i, j, k] to the whole mask.
+
+        Raises httpx.HTTPError for an answer that is none, WrongMaskError for one without the last point.
+        """
+        params = {**self._prompts(points, client), **OHIF}
         started = time.perf_counter()
-        self.post(model, image, params, "image")
-        return time.perf_counter() - started
+        answer = self._post(model, image, params, "image")
+        seconds = time.perf_counter() - started
+        check_mask(answer.content, points[-1])
+        return seconds
 
-    def params(self, model: str, image: str, point: Sequence[int]) -> dict[str, Any]:
+    def params(self, model: str, image: str, points: Sequence[Sequence[int]]) -> dict[str, Any]:
         """What the answer says beside the mask."""
-        self.count += 1
-        params = {"foreground": [list(point)], "client_id": f"{id(self)}-{self.count}"}
-        return dict(self.post(model, image, params, "json").json())
+        return dict(self._post(model, image, self._prompts(points, None), "json").json())
 
-    def post(self, model: str, image: str, params: Mapping[str, Any], output: str) -> httpx.Response:
-        """One request to /infer."""
-        query = {"image": image, "output": output}
-        answer = self.http.post(f"/infer/{model}", params=query, files={"params": (None, json.dumps(params))})
-        return answer.raise_for_status()
+    def open(self, image: str) -> None:
+        """Asks about the image, as a viewer does before anybody clicks."""
+        self._http.get("/datastore/image/info", params={"image": image}).raise_for_status()
 
     def status(self) -> dict[str, Any]:
         """The server's own account."""
-        return dict(self.http.get("/medsa/status").raise_for_status().json())
+        return dict(self._http.get("/medsa/status").raise_for_status().json())
+
+    def _prompts(self, points: Sequence[Sequence[int]], client: str | None) -> dict[str, Any]:
+        self._count += 1
+        return {
+            "foreground": [list(point) for point in points],
+            "background": [],
+            "client_id": client or f"{id(self)}-{self._count}",
+        }
+
+    def _post(self, model: str, image: str, params: Mapping[str, Any], output: str) -> httpx.Response:
+        query = {"image": image, "output": output}
+        answer = self._http.post(
+            f"/infer/{model}", params=query, files={"params": (None, json.dumps(params))}
+        )
+        return answer.raise_for_status()
+
+
+def check_mask(content: bytes, point: Sequence[int]) -> None:
+    """Raises WrongMaskError unless `content` is an NRRD file whose mask holds the voxel `point`."""
+    try:
+        mask = _read_nrrd(content)
+        inside = bool(mask[tuple(point)])
+    except (nrrd.NRRDError, ValueError, IndexError, StopIteration) as error:
+        raise WrongMaskError(f"no whole mask: {str(error) or 'nothing came'}") from error
+    if not inside:
+        raise WrongMaskError(f"the click at {list(point)} lies outside its mask")
+
+
+def _read_nrrd(content: bytes) -> NDArray[np.uint8]:
+    stream = io.BytesIO(content)
+    return np.asarray(nrrd.read_data(nrrd.read_header(stream), stream))
 
 
 @contextmanager
-def fresh_server(work: Path, studies: Path, **conf: str) -> Iterator[str]:
-    """The address of a server on `studies` with an empty state, which never trains."""
+def fresh_server(work: Path, studies: Path, scores: Path | None = None, **conf: str) -> Iterator[str]:
+    """The address of a server on `studies` with an empty state, as `make serve` starts it; it never trains.
+
+    With `scores`, which `scores_of` gives, it has nothing to score either.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(work / "state", ignore_errors=True)  # an interrupted run may have left its embeddings
-    own = {"task": "object", "base": "vit_t", "auto_train": "false", "state": str(work / "state")}
-    with server(studies, {**own, **conf}, work / "server.log") as url:
+    state = work / "state"
+    shutil.rmtree(state, ignore_errors=True)  # an interrupted run may have left its embeddings
+    if scores is not None:
+        state.mkdir()
+        shutil.copyfile(scores, state / "scores.json")
+    own = {"task": "object", "base": "vit_t", "auto_train": "false", "state": str(state)}
+    with memory_as_make_serve(), server(studies, {**own, **conf}, work / "server.log") as url:
         yield url
+
+
+def scores_of(work: Path, studies: Path) -> Path:
+    """The score file of `studies`: a server of its own scores them all.
+
+    Scoring would compete for the processor with the clicks that are timed, and it leaves embeddings on the disk, so
+    that no first click after it is cold.
+    """
+    with fresh_server(work, studies) as url, Clicker(url) as clicker:
+
+        def scored() -> bool:
+            status = clicker.status()
+            # Without a model nothing counts as unscored.
+            return status["version"] is not None and not (status["scoring"] or status["unscored_cases"])
+
+        wait_until(scored, "the scores")
+    return work / "state" / "scores.json"
+
+
+@contextmanager
+def memory_as_make_serve(makefile: Path = ROOT / "Makefile") -> Iterator[None]:
+    """How glibc keeps freed memory, which changes both the time of a click and what the server holds."""
+    before = dict(os.environ)
+    os.environ.update(kept_memory_variables(makefile.read_text()))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def kept_memory_variables(makefile: str) -> dict[str, str]:
+    """The environment that the text of the Makefile gives the server; raises LookupError where it gives none."""
+    for line in makefile.splitlines():
+        name, _, value = line.partition(":=")
+        if name.strip() == "KEEP_FREED":
+            return dict(part.split("=", 1) for part in value.split())
+    raise LookupError("the Makefile sets no KEEP_FREED")
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
