@@ -6,7 +6,7 @@ from statistics import median
 
 import numpy as np
 from base_figures import figure_of
-from interaction_server import Clicker, fresh_server, scores_of
+from interaction_server import Clicker, still_server
 from interaction_volumes import OBJECT_SLICES, MadeVolume, big_volume
 from network import Figure
 
@@ -17,9 +17,8 @@ NAME = "big"
 def click_figures(work: Path, share: float) -> list[Figure]:
     """Warm clicks on the large volume; `share` of the clicks, to try it out quickly."""
     volume, studies = save_big_volume(work)
-    scores = scores_of(work / "scores", studies)
     # All is encoded by the first clicks, so nothing goes on in the background.
-    with fresh_server(work / "server", studies, scores, warm="false") as url, Clicker(url) as clicker:
+    with still_server(work / "server", studies, NAME, warm="false") as url, Clicker(url) as clicker:
         slices = len(clicker.params("medsa", NAME, volume.clicks(1))["slices"])
         warm_2d = times(clicker, "medsa_2d", volume.clicks(scaled(WARM_2D, share)))
         warm_3d = times(clicker, "medsa", volume.clicks(scaled(WARM_3D, share)))

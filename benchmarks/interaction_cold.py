@@ -5,7 +5,7 @@ from statistics import median
 
 from base_figures import figure_of
 from interaction_clicks import NAME, save_big_volume, scaled, times
-from interaction_server import Clicker, fresh_server, scores_of, wait_until
+from interaction_server import Clicker, still_server, wait_until
 from interaction_volumes import MadeVolume
 from network import Figure
 
@@ -16,17 +16,17 @@ OFF = {"embedding_cache_mb": "0", "embedding_disk_mb": "0", "warm": "false"}
 def cold_figures(work: Path, share: float) -> list[Figure]:
     """First clicks on the large volume, each at a server that has just been started with an empty state."""
     volume, studies = save_big_volume(work)
-    scores, places = scores_of(work / "scores", studies), volume.clicks(scaled(WARM_2D, share))
+    places = volume.clicks(scaled(WARM_2D, share))
     first: list[float] = []
     warm_3d: list[float] = []
     warm_2d: list[float] = []
-    for _ in range(scaled(COLD_STARTS, share)):
-        with fresh_server(work / "server", studies, scores, warm="false") as url, Clicker(url) as clicker:
+    for _ in range(max(1, round(COLD_STARTS * share))):
+        with still_server(work / "server", studies, NAME, warm="false") as url, Clicker(url) as clicker:
             first.append(clicker.seconds("medsa", NAME, places[:1]))
             warm_3d += times(clicker, "medsa", places[: scaled(WARM_3D, share)])
             warm_2d += times(clicker, "medsa_2d", places)
-    warmed = _first_after_opening(work / "warmed", studies, scores, volume)
-    with fresh_server(work / "off", studies, scores, **OFF) as url, Clicker(url) as clicker:
+    warmed = _first_after_opening(work / "warmed", studies, volume)
+    with still_server(work / "off", studies, NAME, **OFF) as url, Clicker(url) as clicker:
         times(clicker, "medsa_2d", places[:1])  # reads the volume, which no cache of embeddings spares
         off_3d, off_2d = (times(clicker, m, places[: scaled(UNCACHED, share)]) for m in ("medsa", "medsa_2d"))
     alike = f"warm in the same run: {median(warm_3d):.3f} s"
@@ -43,9 +43,9 @@ def cold_figures(work: Path, share: float) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _first_after_opening(work: Path, studies: Path, scores: Path, volume: MadeVolume) -> float:
+def _first_after_opening(work: Path, studies: Path, volume: MadeVolume) -> float:
     """The case is opened as a viewer does, and clicked on when the server says that it is warm."""
-    with fresh_server(work, studies, scores) as url, Clicker(url) as clicker:
+    with still_server(work, studies, NAME) as url, Clicker(url) as clicker:
         clicker.open(NAME)
 
         def whole() -> bool:

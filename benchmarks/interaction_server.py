@@ -16,7 +16,9 @@ import numpy as np
 from loop import ROOT, server
 from numpy.typing import NDArray
 
-PATIENCE_S = 600.0
+from lib.scoring.scores import CaseScore, ScoreTable, write_scores
+
+BASE, PATIENCE_S = "vit_t", 600.0
 OHIF = {
     "result_extension": ".nrrd",
     "result_dtype": "uint8",
@@ -101,37 +103,41 @@ def _read_nrrd(content: bytes) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def fresh_server(work: Path, studies: Path, scores: Path | None = None, **conf: str) -> Iterator[str]:
-    """The address of a server on `studies` with an empty state, as `make serve` starts it; it never trains.
-
-    With `scores`, which `scores_of` gives, it has nothing to score either.
-    """
+def fresh_server(work: Path, studies: Path, **conf: str) -> Iterator[str]:
+    """The address of a server on `studies` with an empty state, as `make serve` starts it; it never trains."""
     work.mkdir(parents=True, exist_ok=True)
-    state = work / "state"
-    shutil.rmtree(state, ignore_errors=True)  # an interrupted run may have left its embeddings
-    if scores is not None:
-        state.mkdir()
-        shutil.copyfile(scores, state / "scores.json")
-    own = {"task": "object", "base": "vit_t", "auto_train": "false", "state": str(state)}
-    with memory_as_make_serve(), server(studies, {**own, **conf}, work / "server.log") as url:
+    shutil.rmtree(work / "state", ignore_errors=True)  # an interrupted run may have left its embeddings
+    with started(work, studies, **conf) as url:
         yield url
 
 
-def scores_of(work: Path, studies: Path) -> Path:
-    """The score file of `studies`: a server of its own scores them all.
+@contextmanager
+def still_server(work: Path, studies: Path, case: str, **conf: str) -> Iterator[str]:
+    """As `fresh_server`, on `studies` with one `case`, that has nothing to do but what it is asked.
 
     Scoring would compete for the processor with the clicks that are timed, and it leaves embeddings on the disk, so
-    that no first click after it is cold.
+    that no first click beside it or after it is cold. Here the case has a score already. Raises RuntimeError when the
+    server does not take it for one.
     """
-    with fresh_server(work, studies) as url, Clicker(url) as clicker:
+    state = work / "state"
+    shutil.rmtree(state, ignore_errors=True)
+    state.mkdir(parents=True)
+    write_scores(state / "scores.json", ScoreTable({case: CaseScore(0.5, BASE, 0)}))
+    with started(work, studies, **conf) as url, Clicker(url) as clicker:
+        # Without a model nothing counts as unscored.
+        wait_until(lambda: clicker.status()["version"] is not None, "the model")
+        status = clicker.status()
+        if status["scoring"] or status["unscored_cases"]:
+            raise RuntimeError(f"the server scores what has a score: {status}")
+        yield url
 
-        def scored() -> bool:
-            status = clicker.status()
-            # Without a model nothing counts as unscored.
-            return status["version"] is not None and not (status["scoring"] or status["unscored_cases"])
 
-        wait_until(scored, "the scores")
-    return work / "state" / "scores.json"
+@contextmanager
+def started(work: Path, studies: Path, **conf: str) -> Iterator[str]:
+    """A server with whatever state `work` holds."""
+    own = {"task": "object", "base": BASE, "auto_train": "false", "state": str(work / "state")}
+    with memory_as_make_serve(), server(studies, {**own, **conf}, work / "server.log") as url:
+        yield url
 
 
 @contextmanager
