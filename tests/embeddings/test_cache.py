@@ -105,9 +105,12 @@ def test_what_left_memory_comes_back_from_disk_into_memory(disk: DiskCache) -> N
     found = cache.get(key(0))
     assert found is not None
     assert torch.equal(found, embedding(0.0))
-    assert cache.get(key(0)) is found
+    again = cache.get(key(0))
+    assert again is not None
+    assert torch.equal(again, found)
+    assert again is cache.get(key(0))
     stats = cache.stats()
-    assert (stats.hits, stats.disk_hits, stats.misses, stats.slices) == (1, 1, 0, 2)
+    assert (stats.hits, stats.disk_hits, stats.misses, stats.slices) == (2, 1, 0, 2)
     assert stats.disk is not None
     assert stats.disk.written == 4
 
@@ -185,3 +188,16 @@ def test_threads_get_the_right_slices_from_memory_and_disk(disk: DiskCache) -> N
     assert stats.disk_hits > 0
     assert stats.used_bytes <= 160
     assert all(disk.contains(key(index)) for index in range(20))
+
+
+def test_what_is_kept_does_not_hold_the_chunk_that_it_came_from() -> None:
+    """Neither its memory nor its place on the heap: what is dropped goes back to the system."""
+    chunk = torch.arange(80.0).reshape(4, 20)
+    cache = EmbeddingCache(1 << 20)
+    cache.put(key(0), chunk[1])
+    kept = cache.get(key(0))
+    assert kept is not None
+    assert torch.equal(kept, chunk[1])
+    assert kept.untyped_storage().nbytes() == chunk[1].nbytes
+    chunk.zero_()
+    assert kept.sum() > 0

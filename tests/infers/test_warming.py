@@ -218,7 +218,8 @@ def test_a_click_waits_for_one_chunk_and_not_for_the_volume(bench: Bench) -> Non
 
 
 def test_another_version_ends_what_is_under_way_and_begins_anew(bench: Bench, cache: Watched) -> None:
-    bench.warmer.start(lambda: [bench.image("next"), bench.image("a")])
+    upcoming = [bench.image("next"), bench.image("a")]
+    bench.warmer.start(lambda: upcoming)
     bench.warmer.opened(bench.image("b"))
     until(lambda: bench.count("b") == SLICES and is_idle(bench.warmer))
     with bench.device_taken():
@@ -236,7 +237,8 @@ def test_another_version_ends_what_is_under_way_and_begins_anew(bench: Bench, ca
 
 
 def test_many_opened_images_do_not_crowd_out_the_upcoming_ones(bench: Bench, cache: Watched) -> None:
-    bench.warmer.start(lambda: [bench.image("next")])
+    upcoming = [bench.image("next")]
+    bench.warmer.start(lambda: upcoming)
     names = [f"n{number}" for number in range(MOST_WAITING)]
     for name in names:
         bench.warmer.opened(bench.image(name, CHUNK))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from lib.prompts.promptset import PromptSet
 from lib.propagation import PlaneMask
 
-MAX_BYTES = 256 << 20
+MAX_BYTES = 128 << 20
 KEPT_ANSWERS = 12  # of one conversation: as many steps can be undone without a change of what was
 
 

@@ -269,7 +269,8 @@ class ObjectQuery:
         """With the annotator's clicks on this slice honoured, whatever the network made of them."""
         clicks = self._model_points(self.plan.prompts.get(index, SlicePrompt()))
         logits = honour_clicks(logits, clicks, self.embeddings.geometry)
-        return PlaneMask(logits.masked_fill(~self._allowed(index), -MASK_LOGIT), float(iou))
+        # In half precision: a conversation keeps many of them.
+        return PlaneMask(logits.masked_fill(~self._allowed(index), -MASK_LOGIT).half(), float(iou))
 
     def _allowed(self, index: int) -> Tensor:
         """(m, m) bool: what lies in the slice, and in the window of a box that covers it."""
