@@ -288,11 +288,11 @@ def test_what_the_load_figures_say() -> None:
 
 def test_a_server_that_hangs_is_slow_for_all_who_would_have_asked_meanwhile() -> None:
     with slow_server(first_answer_s=1.0) as url:
-        answers = interaction_load.probe(url, 1.0)
+        answers = interaction_load.probe(url, 0.9)
     assert len(answers) == 5
     assert not answers[:, 1].any()
-    # The first took a second; those due 0.2, 0.4, 0.6 and 0.8 s later came after it.
-    assert (np.abs(answers[:, 0] - [1.0, 0.8, 0.6, 0.4, 0.2]) < 0.15).all()
+    # The first took a second; those due 0.2, 0.4, 0.6 and 0.8 s later came after it. A busy machine only adds to it.
+    assert (answers[:, 0] > np.array([1.0, 0.8, 0.6, 0.4, 0.2]) - 0.05).all()
 
 
 def test_answers_that_are_errors_are_failures() -> None:
