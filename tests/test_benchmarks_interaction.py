@@ -351,7 +351,7 @@ def test_a_trial_run_has_an_entry_for_every_figure(tmp_path: Path) -> None:
     content = json.loads(target.read_text())
     entries = {entry["name"]: entry for entry in content["figures"]}
     assert all({"name", "value", "unit", "bar", "holds"} <= set(entry) for entry in entries.values())
-    assert len([entry for entry in entries.values() if entry["bar"] is not None]) == 13
+    assert len([entry for entry in entries.values() if entry["bar"] is not None]) == 14
     assert entries["failed requests while 8 clients click"]["value"] == 0
     assert "40 slices answered" in entries["warm 3D click, 256 x 256 x 100, median"]["note"]
     assert content["machine"]
