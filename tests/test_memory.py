@@ -1,15 +1,19 @@
-"""How much memory there is, read from a made-up /proc and /sys."""
+"""How much memory there is, read from a made-up /proc and /sys, and what is given back of it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lib.memory import available_bytes
+from lib.memory import GROWTH_BYTES, TRIM_SECONDS, GrowthLimiter, available_bytes
 
 CPU = torch.device("cpu")
 GB = 1 << 30
+APP = Path(__file__).parents[1] / "apps/medsa"
 
 Limit = Callable[..., None]
 
@@ -100,3 +104,72 @@ def test_on_a_gpu_what_torch_holds_unused_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * GB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * GB)
     assert available_bytes(torch.device("cuda")) == 6 * GB
+
+
+class Process:
+    """One whose size and time are what a test says."""
+
+    def __init__(self) -> None:
+        self.resident, self.time, self.given_back = GB, 0.0, 0
+        self.limiter = GrowthLimiter(lambda: self.resident, self._give_back, lambda: self.time)
+
+    def _give_back(self) -> None:
+        self.given_back += 1
+        self.resident -= GROWTH_BYTES // 2
+
+    def look(self, grown: int, after: float) -> int:
+        self.resident += grown
+        self.time += after
+        self.limiter.look()
+        return self.given_back
+
+
+def test_memory_is_given_back_once_the_process_has_grown() -> None:
+    process = Process()
+    assert process.look(GROWTH_BYTES - 1, 10 * TRIM_SECONDS) == 0
+    assert process.look(1, 1.0) == 1
+    assert process.look(GROWTH_BYTES - 1, 10 * TRIM_SECONDS) == 1, "counted from what was left over"
+    assert process.look(1, 1.0) == 2
+
+
+def test_memory_is_given_back_so_often_at_the_most() -> None:
+    process = Process()
+    assert process.look(GROWTH_BYTES, TRIM_SECONDS - 0.5) == 0
+    assert process.look(0, 0.5) == 1
+    assert process.look(10 * GROWTH_BYTES, TRIM_SECONDS - 0.5) == 1
+    assert process.look(0, 0.5) == 2
+
+
+FRAGMENTED = """
+import ctypes, psutil
+from lib.memory import give_back_freed_memory, keep_freed_memory
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = libc.free.argtypes = None
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def taken(size):
+    block = libc.malloc(ctypes.c_size_t(size))
+    libc.memset(block, 1, size)
+    return block
+def resident():
+    return psutil.Process().memory_info().rss >> 20
+large, small = [], []
+for _ in range(100):
+    large.append(taken(2 << 20))
+    small.append(taken(64))
+for block in large:
+    libc.free(ctypes.c_void_p(block))
+kept = resident()
+give_back_freed_memory()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can give memory back")
+def test_freed_memory_between_blocks_in_use_is_given_back() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(APP)}
+    ran = subprocess.run(
+        [sys.executable, "-c", FRAGMENTED], capture_output=True, text=True, check=True, env=environment
+    )
+    assert int(ran.stdout) > 150, "MB of 200 that were freed"

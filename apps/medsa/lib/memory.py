@@ -1,11 +1,16 @@
 """How this process uses memory, and how much there is for it."""
 
 import ctypes
+import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+# How much a process may grow before it looks for what it can give back, and how often it does at the most.
+GROWTH_BYTES, TRIM_SECONDS = 64 << 20, 5.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's mallopt parameters
 _LARGE = 1 << 30
 
@@ -15,12 +20,55 @@ def keep_freed_memory() -> None:
 
     Does nothing where the C library is another one.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _c_function("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
         mallopt(_M_TRIM_THRESHOLD, _LARGE)
+
+
+def give_back_freed_memory() -> None:
+    """Returns all freed pages to the system, also those between blocks in use. Takes about 10 ms.
+
+    Does nothing where the C library is another one than glibc.
+    """
+    trim = _c_function("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def resident_bytes(root: Path = Path("/")) -> int:
+    """What this process holds in memory; 0 where the system does not say."""
+    pages = " ".join(_lines(root / "proc/self/statm")).split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
+class GrowthLimiter:
+    """Gives freed memory back when this process has grown, not before: what is kept is soon used again.
+
+    Small blocks that stay lie between the large ones that every request takes and frees, so that freed memory comes to
+    be in pieces too small for the next request: measured, 800 MB of them after 80 volumes. Used by one thread.
+    """
+
+    def __init__(
+        self,
+        resident: Callable[[], int] | None = None,
+        give_back: Callable[[], None] = give_back_freed_memory,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._resident, self._give_back, self._clock = resident or resident_bytes, give_back, clock
+        self._before, self._at = self._resident(), clock()
+
+    def look(self) -> None:
+        """To be called every now and then."""
+        if self._clock() - self._at < TRIM_SECONDS or self._resident() - self._before < GROWTH_BYTES:
+            return
+        self._give_back()
+        self._before, self._at = self._resident(), self._clock()
+
+
+def _c_function(name: str) -> Callable[..., object] | None:
+    """A function of the C library; None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:

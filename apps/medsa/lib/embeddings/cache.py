@@ -4,12 +4,10 @@ Concurrency. Shared between requests: the table and the counts, guarded by one l
 is used. Two requests that miss at the same time may both read the file; the later one is kept.
 """
 
-import mmap
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lib.embeddings.disk import DiskCache, DiskStats
@@ -104,7 +102,6 @@ class EmbeddingCache:
         size = embedding.nbytes
         if size > self.max_bytes:
             return
-        embedding = _on_pages_of_its_own(embedding)
         with self._lock:
             replaced = self._entries.pop(key, None)
             self._used += size - (0 if replaced is None else replaced.nbytes)
@@ -113,16 +110,3 @@ class EmbeddingCache:
                 _, oldest = self._entries.popitem(last=False)
                 self._used -= oldest.nbytes
                 self._evictions += 1
-
-
-def _on_pages_of_its_own(embedding: Tensor) -> Tensor:
-    """A copy that goes back to the system when it is dropped.
-
-    On the heap, among what requests allocate and free, embeddings that stay for long leave holes all over it: after
-    many volumes the process is larger than all that it keeps.
-    """
-    if not embedding.nbytes:
-        return embedding
-    pages = mmap.mmap(-1, embedding.nbytes)
-    copy = torch.frombuffer(pages, dtype=embedding.dtype).view(embedding.shape)
-    return copy.copy_(embedding)

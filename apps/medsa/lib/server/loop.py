@@ -1,5 +1,7 @@
 """Housekeeping: once a second it looks at what is on disk and starts the training or the scoring that is due.
 
+It also sees to it that the server gives back the memory that it no longer uses.
+
 Nothing is remembered that a restart would lose: the queue is computed from the labels and the records of
 the finished runs, and how often it was started from `attempts.json`. One daemon thread, started only in the
 server.
@@ -14,6 +16,7 @@ from typing import Any, Literal
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import tasks
 
+from lib.memory import GrowthLimiter
 from lib.server.attempts import Attempts
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
@@ -124,9 +127,10 @@ class Housekeeping:
         AsyncTask.run("train", request={"model": "medsa"})
 
     def _run(self) -> None:
-        pause = threading.Event()
+        pause, memory = threading.Event(), GrowthLimiter()
         while True:
             try:
+                memory.look()
                 self.tick()
             except Exception:
                 # The loop has to outlive whatever a file or a child process does.
