@@ -136,3 +136,54 @@ def test_bfloat16_does_not_move_a_click(tiny_spec: BaseSpec) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rounded = decoder.embed_points(prompt_encoder, points, labels)
     torch.testing.assert_close(rounded, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, decoder.FEW_TOKENS, decoder.FEW_TOKENS + 1])
+def test_few_tokens_see_an_image_as_in_segment_anything_and_it_sees_them(
+    tiny_spec: BaseSpec, tokens: int
+) -> None:
+    """Whichever side is projected; all biases count, and every prompt of a batch has its own answer."""
+    layer = random_model(tiny_spec, "none").sam.mask_decoder.transformer.layers[1]
+    image, values, asked, offered = (torch.randn(3, n, 256) for n in (50, 50, tokens, tokens))
+    with torch.inference_mode():
+        forth = layer.cross_attn_token_to_image
+        back = layer.cross_attn_image_to_token
+        for attention in (forth, back):  # SAM's own begin at zero
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                nn.init.normal_(getattr(attention, name).bias)
+        torch.testing.assert_close(
+            decoder._tokens_to_image(forth, asked, image, values), forth(q=asked, k=image, v=values)
+        )
+        torch.testing.assert_close(
+            decoder._image_to_tokens(back, image, asked, offered), back(q=image, k=asked, v=offered)
+        )
+
+
+def test_mask_logits_are_those_of_segment_anythings_upscaling(tiny_spec: BaseSpec) -> None:
+    mask_decoder = random_model(tiny_spec, "none").sam.mask_decoder
+    keys, weights = torch.randn(2, 3 * 5, 256), torch.randn(2, 4, 32)
+    with torch.inference_mode():
+        upscaled = mask_decoder.output_upscaling(keys.mT.reshape(2, 256, 3, 5))
+        expected = torch.einsum("pnc,pchw->pnhw", weights, upscaled)
+        found = decoder._mask_logits(mask_decoder, keys, weights, (3, 5))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_rounded_copy_is_as_near_to_float32_as_rounding_in_every_call(tiny_spec: BaseSpec) -> None:
+    spec = dataclasses.replace(tiny_spec, image_size=128, patch_size=4)
+    model = random_model(spec, "hyper")
+    embeddings = torch.randn(2, 256, spec.grid, spec.grid)
+    prompts = PlanePrompts.stack([SinglePrompt([(20.0, 30.0, 1)], label_id=1)] * 2)
+    with torch.inference_mode():
+        exact = model.decode(embeddings, prompts).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            in_every_call = model._decode(model.sam.mask_decoder, embeddings, prompts).logits
+    model.use_bfloat16()
+    assert {value.dtype for value in model.sam.mask_decoder.state_dict().values()} == {torch.float32}
+    sibling = model.sibling()
+    sibling.adapters, sibling.trained = model.adapters, True
+    with torch.inference_mode():
+        once = model.decode(embeddings, prompts).logits
+        assert torch.equal(sibling.decode(embeddings, prompts).logits, once)
+    assert not torch.equal(once, exact)
+    assert (once - exact).abs().mean() < 1.25 * (in_every_call - exact).abs().mean()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, Sam
 from torch import Tensor, nn
 
 from lib.errors import AdapterError, CheckpointError
@@ -21,7 +21,7 @@ from lib.model.depth import Slabs
 from lib.model.encoder import RunBlock
 
 Precision = Literal["float32", "bfloat16"]
-# Image tokens from which on the decoder, too, is quicker in bfloat16 than the rounding of its weights costs.
+# Image tokens from which on the decoder, too, is quicker in bfloat16.
 ROUNDED_DECODER_TOKENS = 1024
 
 
@@ -127,6 +127,7 @@ class MedSA(nn.Module):
         self.trained = False
         self.checkpointing = False
         self._run_block: RunBlock = encoder.run_block
+        self._rounded_decoder: MaskDecoder | None = None
         self.adapters = _new_adapters(spec, dims, len(self.labels))
         if dims is not None:
             self.sam.requires_grad_(False)
@@ -145,10 +146,12 @@ class MedSA(nn.Module):
     def use_bfloat16(self) -> None:
         """Rounds the frozen encoder for good: half of the memory, and several times faster where it is native.
 
-        The decoder's weights stay float32; without gradients and on maps of 1024 tokens or more it multiplies in
-        bfloat16.
+        The decoder's weights stay float32, which is what training goes through; without gradients and on maps of 1024
+        tokens or more a rounded copy of it answers.
         """
         encoder.to_bfloat16(self.sam.image_encoder)
+        if self.spec.grid**2 >= ROUNDED_DECODER_TOKENS:
+            self._rounded_decoder = decoder.rounded_to_bfloat16(self.sam.mask_decoder)
 
     def use_compile(self) -> None:
         """Has torch.compile fuse each block of the encoder: half a minute at the first slice of each kind."""
@@ -179,17 +182,13 @@ class MedSA(nn.Module):
 
     def decode(self, embeddings: Tensor, prompts: PlanePrompts) -> Masks:
         """Embeddings (P, 256, g, g), one a prompt, and P prompts -> P mask sets."""
-        if (
-            self.precision == "float32"
-            or torch.is_grad_enabled()
-            or self.spec.grid**2 < ROUNDED_DECODER_TOKENS
-        ):
-            return self._decode(embeddings, prompts)
+        if self._rounded_decoder is None or torch.is_grad_enabled():
+            return self._decode(self.sam.mask_decoder, embeddings, prompts)
         with torch.autocast(embeddings.device.type, torch.bfloat16):
-            masks = self._decode(embeddings, prompts)
+            masks = self._decode(self._rounded_decoder, embeddings, prompts)
         return Masks(masks.logits.float(), masks.iou.float())
 
-    def _decode(self, embeddings: Tensor, prompts: PlanePrompts) -> Masks:
+    def _decode(self, mask_decoder: MaskDecoder, embeddings: Tensor, prompts: PlanePrompts) -> Masks:
         prompt_encoder = self.sam.prompt_encoder
         tokens = decoder.embed_points(prompt_encoder, prompts.points_xy, prompts.point_labels)
         if self.trained and prompts.label_ids is not None:
@@ -198,7 +197,7 @@ class MedSA(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             positions = prompt_encoder.get_dense_pe()
         logits, iou = decoder.decode(
-            self.sam.mask_decoder, embeddings, positions, tokens, dense, self._part("decoder")
+            mask_decoder, embeddings, positions, tokens, dense, self._part("decoder")
         )
         return Masks(logits, iou)
 
@@ -227,7 +226,7 @@ class MedSA(nn.Module):
     def sibling(self) -> "MedSA":
         """Another network over the same frozen base, run in the same way, with fresh adapters; not trained."""
         other = MedSA(self.sam, self.spec, self.dims, self.labels)
-        other._run_block = self._run_block
+        other._run_block, other._rounded_decoder = self._run_block, self._rounded_decoder
         return other.to(self.sam.device).train(self.training)
 
     def _part(self, name: str) -> nn.ModuleList | None:
