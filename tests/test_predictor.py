@@ -16,8 +16,8 @@ from lib.errors import NotFoundError
 from lib.model.base import BaseSpec, build_sam, load_base
 from lib.model.decoder import BOX_START, BOX_STOP, NEGATIVE, POSITIVE
 from lib.model.medsa import Masks, MedSA, PlanePrompts
-from lib.predictor import Prediction, Predictor
-from lib.prompts.promptset import Box, PromptSet
+from lib.predictor import DECODE_BATCH, Prediction, Predictor
+from lib.prompts.promptset import Box, MaskPrompt, PromptSet
 from lib.prompts.simulate import interior_point
 from lib.settings import IntensitySettings, load_settings
 from lib.volume import Volume
@@ -113,6 +113,26 @@ def test_one_click_gives_the_whole_object_on_the_voxel_grid() -> None:
     assert set(filled_slices(prediction.mask)) <= set(prediction.slices)
     assert prediction.slices == tuple(range(prediction.slices[0], prediction.slices[-1] + 1))
     assert prediction.quality == dict.fromkeys(prediction.slices, pytest.approx(0.9))
+
+
+def test_what_is_decoded_at_once_is_bounded_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = RegionModel(), []
+    decode = model.decode
+
+    def counted(embeddings: Tensor, prompts: PlanePrompts) -> Masks:
+        sizes.append(len(prompts))
+        return decode(embeddings, prompts)
+
+    monkeypatch.setattr(model, "decode", counted)
+    predictor = predictor_of(model)
+    inside = [(13, 12, index) for index in range(3, 16)]
+    for prompts in (PromptSet(mask=MaskPrompt(BODY)), PromptSet(tuple(inside))):
+        sizes.clear()
+        prediction = predictor.predict(BODY_VOLUME, prompts)
+        assert len(prediction.slices) >= len(inside)
+        assert max(sizes) <= DECODE_BATCH
+        assert sum(sizes) >= len(inside)
+        assert dice(prediction.mask, BODY) > 0.9
 
 
 def test_seconds_add_up() -> None:

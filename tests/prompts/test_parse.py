@@ -119,6 +119,10 @@ class TestRefused:
         with pytest.raises(InputError, match="at least one point"):
             parse(**request_)
 
+    def test_one_voxel_inside_and_outside(self) -> None:
+        with pytest.raises(InputError, match=r"background: \[1, 2, 3\] .* not marked as foreground too"):
+            parse(foreground=[[5, 5, 5], [1, 2, 3]], background=[[1.2, 2, 3]])
+
     def test_background_points_alone(self) -> None:
         with pytest.raises(InputError, match="background"):
             parse(background=[[1, 1, 1]])

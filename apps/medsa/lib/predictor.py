@@ -10,7 +10,7 @@ The same conversation always gives the same answers.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -33,8 +33,8 @@ from lib.turns import Asker, DeviceTurns, Turn
 from lib.volume import Volume
 from lib.voxels import MaskArray, labels_to_voxels, mask_to_voxels
 
-# Slices decoded at once without clicks: larger batches are no faster on a CPU.
-AUTOMATIC_BATCH = 8
+# Slices decoded at once: more are no faster on a CPU, and what a request takes must not grow with the volume.
+DECODE_BATCH = 8
 Planes = Mapping[int, PlaneMask]
 
 
@@ -278,11 +278,12 @@ class Predictor:
         self, work: _Work, turn: Turn, plan: SlicePlan, prompts: PromptSet, others: frozenset[Voxel]
     ) -> ObjectQuery:
         def decode(indices: Sequence[int], asked: Sequence[SinglePrompt]) -> Masks:
-            features = work.embeddings.fetch(indices, turn)
-            started = time.perf_counter()
-            masks = self.decode(features, asked)
-            work.decode_seconds += time.perf_counter() - started
-            return masks
+            return _joined(
+                self._decode_batch(
+                    work, turn, indices[start : start + DECODE_BATCH], asked[start : start + DECODE_BATCH]
+                )
+                for start in range(0, len(indices), DECODE_BATCH)
+            )
 
         axis = work.embeddings.axis
         places = frozenset((index, *uv) for index, uv in (split_point(point, axis) for point in others))
@@ -302,17 +303,18 @@ class Predictor:
     def _automatic_masks(self, work: _Work, turn: Turn, label: str, slices: range) -> Masks:
         """Of each slice the one mask (n, 1, m, m) that answers a clear prompt."""
         prompt = SinglePrompt(label_id=self._label_id(label))
-        batches = []
-        for start in range(0, len(slices), AUTOMATIC_BATCH):
-            batch = slices[start : start + AUTOMATIC_BATCH]
-            features = work.embeddings.fetch(batch, turn)
-            started = time.perf_counter()
-            masks = self.decode(features, [prompt] * len(batch))
-            batches.append(Masks(masks.logits[:, :1].clone(), masks.iou[:, :1].clone()))
-            work.decode_seconds += time.perf_counter() - started
-        return Masks(
-            torch.cat([batch.logits for batch in batches]), torch.cat([batch.iou for batch in batches])
-        )
+        batches = (slices[start : start + DECODE_BATCH] for start in range(0, len(slices), DECODE_BATCH))
+        decoded = (self._decode_batch(work, turn, batch, [prompt] * len(batch)) for batch in batches)
+        return _joined(Masks(masks.logits[:, :1].clone(), masks.iou[:, :1].clone()) for masks in decoded)
+
+    def _decode_batch(
+        self, work: _Work, turn: Turn, indices: Sequence[int], asked: Sequence[SinglePrompt]
+    ) -> Masks:
+        features = work.embeddings.fetch(indices, turn)
+        started = time.perf_counter()
+        masks = self.decode(features, asked)
+        work.decode_seconds += time.perf_counter() - started
+        return masks
 
     def _label_id(self, label: str | None) -> int:
         """Index of the label meant, -1 for none.
@@ -332,6 +334,11 @@ def _as_earlier(prompts: PromptSet, query: ObjectQuery) -> Earlier:
     """A mask that was sent, as if it had been answered to no click and no box."""
     bare = replace(prompts, positive_ijk=(), negative_ijk=(), boxes=())
     return Earlier(bare, query.given_planes(prompts))
+
+
+def _joined(batches: Iterable[Masks]) -> Masks:
+    parts = list(batches)
+    return Masks(torch.cat([part.logits for part in parts]), torch.cat([part.iou for part in parts]))
 
 
 def _labelled(found: Mapping[str, tuple[Planes, SlicePlan]], work: _Work) -> LabelPrediction:

@@ -38,6 +38,7 @@ def parse_deepgrow(
     drawn = drawn or Drawn()
     positive, negative = (parse_points(request, key, grid) for key in ("foreground", BACKGROUND))
     check_number("foreground and background", len(positive) + len(negative))
+    _refuse_shared_voxels({"foreground": positive, BACKGROUND: negative})
     box = parse_roi(request.get("roi"), grid, parse_slice(request.get("slice"), grid))
     boxes = () if box is None else (box,)
     prompts = PromptSet(
