@@ -162,6 +162,7 @@ def before(server: Any) -> bytes:
             "'100000 points' is not accepted; allowed: at most 1000",
         ),
         ("medsa", {**CLICK, "label": "heart"}, "allowed: liver, spleen, kidney"),
+        ("medsa", {"foreground": [[1, 2, 3]], "background": [[1, 2, 3]]}, "not marked as foreground too"),
         ("medsa_2d", {**CLICK, "slice": 11}, "slice: 11"),
         ("medsa_2d", {**CLICK, "slice": -1}, "0..19"),
         ("medsa_multi", {"liver": [], "spleen": []}, "at least one point [i, j, k] under one of liver"),
@@ -201,6 +202,35 @@ def test_a_bad_label_file_is_named_and_the_next_request_is_answered_as_before(
         answer = client.post("/infer/medsa?image=case2", files=files)
     assert answer.status_code == 422, answer.text
     assert named in answer.json()["detail"]
+    assert good_mask(server) == before
+
+
+@pytest.mark.parametrize(
+    ("voxels", "named"),
+    [
+        (np.zeros((12, 10, 8, 2), np.int16), "shape (12, 10, 8, 2) is not a volume"),
+        (np.zeros((0,), np.int16), "allowed: at least one voxel"),
+        (b"GIF89a", "cannot be read"),
+    ],
+)
+def test_a_bad_image_is_named_and_the_next_request_is_answered_as_before(
+    server: Any, before: bytes, voxels: np.ndarray | bytes, named: str
+) -> None:
+    content = voxels if isinstance(voxels, bytes) else nibabel.Nifti1Image(voxels, np.eye(4)).to_bytes()
+    files = {"params": (None, json.dumps(CLICK)), "file": ("a.nii", content)}
+    with server.client() as client:
+        answer = client.post("/infer/medsa", files=files)
+    assert answer.status_code == 422, answer.text
+    assert named in answer.json()["detail"]
+    assert good_mask(server) == before
+
+
+def test_an_unknown_session_is_named_and_the_next_request_is_answered_as_before(
+    server: Any, before: bytes
+) -> None:
+    answer = server.infer(CLICK, session_id="nobody")
+    assert answer.status_code == 404, answer.text
+    assert "'nobody'" in answer.json()["detail"]
     assert good_mask(server) == before
 
 
