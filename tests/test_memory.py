@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.memory import GROWTH_BYTES, TRIM_SECONDS, GrowthLimiter, available_bytes
+from lib.memory import GROWTH_BYTES, TRIM_SECONDS, GrowthLimiter, available_bytes, resident_bytes
 
 CPU = torch.device("cpu")
 GB = 1 << 30
@@ -104,6 +104,12 @@ def test_on_a_gpu_what_torch_holds_unused_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * GB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * GB)
     assert available_bytes(torch.device("cuda")) == 6 * GB
+
+
+def test_what_a_process_holds_is_read_in_pages(root: Path) -> None:
+    write(root / "proc/self/statm", "900 70 20 1 0 50 0")
+    assert resident_bytes(root) == 70 * os.sysconf("SC_PAGE_SIZE")
+    assert resident_bytes(root / "nowhere") == 0
 
 
 class Process:

@@ -88,6 +88,4 @@ def test_gradients_come_from_the_learned_rounds(tiny_spec: BaseSpec, monkeypatch
     assert len(dices) == 4
     assert all(0 <= dice <= 1 for dice in dices)
     for part in (model.sam.image_encoder, model.sam.mask_decoder):
-        without = {name for name, parameter in part.named_parameters() if parameter.grad is None}
-        # What it adds is the same for all places of the image, and softmax does not see it: its gradient is zero.
-        assert all(name.endswith("attn_token_to_image.k_proj.bias") for name in without)
+        assert all(parameter.grad is not None for parameter in part.parameters())

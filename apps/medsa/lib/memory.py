@@ -51,12 +51,12 @@ class GrowthLimiter:
 
     def __init__(
         self,
-        resident: Callable[[], int] | None = None,
+        resident: Callable[[], int] = resident_bytes,
         give_back: Callable[[], None] = give_back_freed_memory,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._resident, self._give_back, self._clock = resident or resident_bytes, give_back, clock
-        self._before, self._at = self._resident(), clock()
+        self._resident, self._give_back, self._clock = resident, give_back, clock
+        self._before, self._at = resident(), clock()
 
     def look(self) -> None:
         """To be called every now and then."""

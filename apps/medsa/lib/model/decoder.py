@@ -16,7 +16,7 @@ from torch.nn import functional
 from lib.model.adapters import MLP_SCALE, Adapter, AdapterDims, prompt_adapter
 
 # Up to so many tokens it is cheaper to bring their side of an attention to the image's channels than the image's to
-# the attention's. Measured on two cores with maps of 1024: 7 tokens 0.6, 14 tokens 0.8 of the time.
+# the attention's. On two cores with maps of 1024: 7 tokens 0.6 to 0.8 of the time, 14 tokens 0.8 to 0.9.
 FEW_TOKENS = 16
 PADDING, NEGATIVE, POSITIVE, BOX_START, BOX_STOP = -1, 0, 1, 2, 3
 
@@ -172,13 +172,21 @@ def _two_way_block(
     return queries, layer.norm4(keys)
 
 
+def _is_plain(tokens: Tensor) -> bool:
+    """Whether an attention with `tokens` (P, T, 256) is left to SAM's own layer.
+
+    Learning is: there the other way gained nothing in bfloat16, and one bias would get no gradient.
+    """
+    return torch.is_grad_enabled() or tokens.shape[1] > FEW_TOKENS
+
+
 def _tokens_to_image(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`attention` from tokens q (P, T, 256) to an image k, v (P, N, 256).
 
     (q Wq)(k Wk)' is ((q Wq) Wk') k', and softmax(.) (v Wv) is (softmax(.) v) Wv: the N places of the image are not
     projected. What the bias of k adds is the same for all places, so that softmax does not see it.
     """
-    if q.shape[1] > FEW_TOKENS:
+    if _is_plain(q):
         return attention(q=q, k=k, v=v)
     heads = (attention.num_heads, attention.internal_dim // attention.num_heads)
     own = attention.q_proj(q).unflatten(-1, heads) * heads[1] ** -0.5
@@ -191,7 +199,7 @@ def _tokens_to_image(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> T
 
 def _image_to_tokens(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`attention` from an image q (P, N, 256) to tokens k, v (P, T, 256), in the same way."""
-    if k.shape[1] > FEW_TOKENS:
+    if _is_plain(k):
         return attention(q=q, k=k, v=v)
     heads = (attention.num_heads, attention.internal_dim // attention.num_heads)
     own = attention.k_proj(k).unflatten(-1, heads) * heads[1] ** -0.5

@@ -76,6 +76,7 @@ class Housekeeping:
         self._parts, self._queue = parts, queue
         self.attempts = Attempts(parts.state / "attempts.json")
         self._tried: tuple[str, ...] = ()
+        self._memory = GrowthLimiter()
 
     def start(self) -> None:
         """Begins to look once a second, until the process ends."""
@@ -99,6 +100,7 @@ class Housekeeping:
 
     def tick(self) -> Action | None:
         """Looks once and starts what is due; returns what was started."""
+        self._memory.look()
         self._parts.serving.current()  # takes up a new version even when nobody clicks
         situation = self.situation()
         action = next_action(situation)
@@ -127,10 +129,9 @@ class Housekeeping:
         AsyncTask.run("train", request={"model": "medsa"})
 
     def _run(self) -> None:
-        pause, memory = threading.Event(), GrowthLimiter()
+        pause = threading.Event()
         while True:
             try:
-                memory.look()
                 self.tick()
             except Exception:
                 # The loop has to outlive whatever a file or a child process does.
