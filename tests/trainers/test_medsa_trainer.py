@@ -14,6 +14,7 @@ from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases
 from lib.training.cases import CaseFile
 from lib.training.record import RunRecord
 from lib.training.releases import write_json
+from lib.training.request import RunRequest
 
 
 class Store:
@@ -38,7 +39,7 @@ def test_the_labelled_cases_are_those_with_a_final_label() -> None:
 def test_returns_what_became_of_the_run(tmp_path: Path) -> None:
     given: list[CaseFile] = []
 
-    def run(files: list[CaseFile]) -> RunRecord:
+    def run(files: list[CaseFile], request: RunRequest) -> RunRecord:
         given.extend(files)
         return RunRecord("published", ("better",), "now", 0, version=1)
 
@@ -48,7 +49,7 @@ def test_returns_what_became_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_start_fails(tmp_path: Path) -> None:
-    def run(files: list[CaseFile]) -> RunRecord:
+    def run(files: list[CaseFile], request: RunRequest) -> RunRecord:
         raise TrainingError("no labels")
 
     with pytest.raises(TrainingError):

@@ -6,9 +6,11 @@ Settings stay at the edges: they build plain arguments and never enter the class
 (`IntensitySettings` is the exception: it is itself such an argument).
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import (
@@ -55,6 +57,24 @@ def _checked_image_size(value: int) -> int:
     return value
 
 
+def _checked_time_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("the name of a time zone, such as Europe/Berlin") from error
+    return value
+
+
+def _checked_patient_pattern(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"a regular expression ({error})") from error
+    if groups != 1:
+        raise ValueError("a regular expression with exactly one group")
+    return value
+
+
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[int, Field(strict=True, ge=1, le=255)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -88,13 +108,20 @@ class IntensitySettings(_Settings):
 
 
 class TaskSettings(_Settings):
-    """What is segmented: label names with their values in files, and how images are shown to the model."""
+    """What is segmented: label names with their values in files, and how images are shown to the model.
+
+    `patient` is a regular expression whose first group is the patient in an image id: cases of one patient are never
+    apart, one trained on and one validated on. `flips` are the axes along which a mirrored image is as good as the
+    image: none where labels tell left from right.
+    """
 
     name: str
     description: str
     labels: dict[LabelName, LabelValue] = Field(min_length=1)
     intensity: IntensitySettings
     slice_axis: Literal["auto", "i", "j", "k"] = "auto"
+    patient: Annotated[str, AfterValidator(_checked_patient_pattern)] | None = None
+    flips: tuple[Literal["i", "j", "k"], ...] = ()
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> "TaskSettings":
@@ -153,18 +180,56 @@ class BaseModelSettings(_Settings):
         return self
 
 
+class NightlySettings(_Settings):
+    """The full retraining of a night: it starts at `at` (HH:MM in `time_zone`) and lasts `max_hours` at the most.
+
+    `from` is what it starts from: the base, or the adapter that serves.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    at: Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    time_zone: Annotated[str, AfterValidator(_checked_time_zone)] = "UTC"
+    max_hours: float = Field(default=4.0, gt=0, le=24)
+    start: Literal["base", "champion"] = Field(default="base", alias="from")
+
+
 class TrainingSettings(_Settings):
-    """When and how the adapter is trained; `train_minutes` is the time budget of one run."""
+    """When and how the adapter is trained.
+
+    `train_minutes` is the time budget of one incremental run. It is started by `train_after` new or changed labels, or
+    by fewer when none was saved for `train_idle_minutes` (0: never). `gate_margin` and `gate_confidence` are those of
+    the gate's test of non-inferiority. `new_share` is how often a new case is drawn, `recorded_share` how often the
+    prompts that an annotator gave are taken instead of simulated ones, where there are any.
+    """
 
     auto_train: bool = True
     train_after: PositiveInt = 5
+    train_idle_minutes: float = Field(default=20.0, ge=0)
+    nightly: NightlySettings | None = None
     train_minutes: float = Field(default=3.0, gt=0)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     batch_slices: PositiveInt = 8
     prompts_per_slice: PositiveInt = 4
     seed: int = Field(default=0, ge=0)
-    gate_margin: float = Field(default=0.0, ge=0)
+    gate_margin: float = Field(default=0.02, ge=0, lt=1)
+    gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    new_share: float = Field(default=0.5, ge=0, le=1)
+    recorded_share: float = Field(default=0.5, ge=0, le=1)
+    checkpoint_seconds: float = Field(default=20.0, ge=0)
+
+    @field_validator("nightly", mode="before")
+    @classmethod
+    def _nightly_of_text(cls, value: Any) -> Any:
+        # A --conf pair is a text: `--conf nightly "{at: '02:00', max_hours: 4}"`, or `off`.
+        if not isinstance(value, str):
+            return value
+        try:
+            content = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError("a YAML mapping, or off") from error
+        return None if content is False else content
 
 
 class ServingSettings(_Settings):

@@ -9,6 +9,7 @@ from lib.errors import NotFoundError
 from lib.server.parts import Parts
 from lib.trainers.medsa_trainer import labelled_cases
 from lib.training.record import RunRecord
+from lib.training.request import RunRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def train_on_folder(parts: Parts, studies: Path) -> RunRecord:
         raise NotFoundError("studies", str(studies), "a folder of studies")
     # Not read_only: that would leave out files that were put into the folder since a server last ran on it.
     store = MedsaDatastore(str(studies), parts.settings.task.labels, parts.serving_version)
-    return parts.train(labelled_cases(store))
+    return parts.train(labelled_cases(store), RunRequest(trigger="command line"))
 
 
 def describe_run(record: RunRecord) -> str:

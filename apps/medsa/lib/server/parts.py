@@ -19,6 +19,7 @@ from lib.trainers.children import announced_base
 from lib.training.cases import CaseFile
 from lib.training.record import RunRecord
 from lib.training.releases import Release, Releases
+from lib.training.request import RunRequest
 from lib.training.run import run_training
 
 
@@ -45,10 +46,12 @@ class Parts:
         served = self.serving.served
         return None if served is None else served.adapter_version
 
-    def train(self, files: list[CaseFile]) -> RunRecord:
+    def train(self, files: list[CaseFile], request: RunRequest) -> RunRecord:
         """One training run on `files`; raises TrainingError when it cannot start."""
         device = torch_device(self.settings.serving)
-        return run_training(self.state, files, self.settings, self.build_model, device=device)
+        return run_training(
+            self.state, files, self.settings, self.build_model, request=request, device=device
+        )
 
     def build_model(self) -> tuple[MedSA, str]:
         """The base with fresh adapters and the SHA-256 of its file; raises CheckpointError."""

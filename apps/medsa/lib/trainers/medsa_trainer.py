@@ -13,6 +13,7 @@ from lib.trainers.children import become_child
 from lib.training.cases import CaseFile
 from lib.training.progress_file import read_progress
 from lib.training.record import RunRecord
+from lib.training.request import RunRequest
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ TRAINING_LOCK = "training.lock"  # held by a run from its beginning to its end, 
 class MedsaTrainer(TrainTask):
     """Trains the adapter on the datastore's final labels; `run` does it and returns the record of the run."""
 
-    def __init__(self, run: Callable[[list[CaseFile]], RunRecord], state: Path) -> None:
+    def __init__(self, run: Callable[[list[CaseFile], RunRequest], RunRecord], state: Path) -> None:
         super().__init__("Trains the adapter on all saved labels and publishes it if it is better")
         self._run, self._state = run, state
 
@@ -40,9 +41,10 @@ class MedsaTrainer(TrainTask):
         return {key: value for key, value in stats.items() if value is not None}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """One run; raises TrainingError when it cannot start."""
+        """One run; raises TrainingError when it cannot start, InputError for a request
+        that is not one."""
         become_child()
-        record = self._run(labelled_cases(datastore))
+        record = self._run(labelled_cases(datastore), RunRequest.parse(request))
         log.info("training %s: %s", record.decision, "; ".join(record.reasons))
         return {"decision": record.decision, "reasons": list(record.reasons), "version": record.version}
 

@@ -15,7 +15,8 @@ HALF_WAY = " (the mean of the weights before and after them)"
 class RunRecord:
     """What one run did; a line of `runs.jsonl`. `decision` is "published", "refused", "stopped" or "failed".
 
-    `champion` served when the run began, `version` is the published one. `label_digests` has every label that
+    `champion` served when the run began, `kind`, `trigger` and `start` are those of its RunRequest, `version` is the
+    published one. `label_digests` has every label that
     was offered, skipped ones too. `trained_labels` are the labels in the cases of `trained`. `scores` has one entry
     per validation object, before and after. `half_way`: what was published is the mean of the serving and the trained
     weights.
@@ -25,6 +26,9 @@ class RunRecord:
     reasons: tuple[str, ...]
     time: str
     champion: int
+    kind: str = "incremental"
+    trigger: str = "person"
+    start: str = "champion"
     version: int | None = None
     label_digests: Mapping[str, str] = field(default_factory=dict)
     trained: tuple[str, ...] = ()

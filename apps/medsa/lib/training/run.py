@@ -29,6 +29,7 @@ from lib.training.loop import Progress, TrainOptions, TrainResult, train
 from lib.training.progress_file import ProgressFile, read_progress
 from lib.training.record import RunRecord, write_card
 from lib.training.releases import Releases
+from lib.training.request import RunRequest
 from lib.training.samples import prepare_case
 from lib.training.validation import as_scores, validate
 from lib.training.viewpoint import Viewpoint
@@ -41,6 +42,8 @@ LOCK_PATIENCE_S = 1.0
 # Bounds the time a decision takes. Those beyond it, by hash, wait: trained on they could never validate again.
 MAX_VALIDATION_CASES = 12
 
+PLAIN_REQUEST = RunRequest()
+
 BuildModel = Callable[[], tuple[MedSA, str]]
 
 
@@ -50,13 +53,14 @@ def run_training(
     settings: Settings,
     build_model: BuildModel,
     *,
+    request: RunRequest = PLAIN_REQUEST,
     device: str = "cpu",
     code_version: str = VERSION,
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunRecord:
-    """Trains on `files`, starting from the serving adapter, and publishes the result if the gate lets it.
+    """Trains on `files` as `request` says, and publishes the result if the gate lets it.
 
     `build_model()` gives the base with fresh adapters and the base file's SHA-256. `should_stop` ends the run
     early, publishing nothing. Raises TrainingError when another run holds the lock, when there is no label,
@@ -66,7 +70,7 @@ def run_training(
     state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(state / "training.lock", timeout=LOCK_PATIENCE_S):
-            run = _Run(state, settings, device, code_version, clock, now, should_stop)
+            run = _Run(state, settings, request, device, code_version, clock, now, should_stop)
             return run.execute(files, build_model)
     except Timeout as error:
         holder = read_progress(state).get("pid", "unknown")
@@ -82,19 +86,28 @@ class _Run:
         self,
         state: Path,
         settings: Settings,
+        request: RunRequest,
         device: str,
         code_version: str,
         clock: Callable[[], float],
         now: Callable[[], datetime],
         should_stop: Callable[[], bool],
     ) -> None:
-        self.settings, self.code_version = settings, code_version
+        self.settings, self.request, self.code_version = settings, request, code_version
         self.clock, self.now, self.should_stop = clock, now, should_stop
         self.releases = Releases(state)
         task = settings.task
         self.view = Viewpoint(task.labels, task.intensity, task.slice_axis, device)
         started = now()
-        self.record = RunRecord("failed", (), started.isoformat(timespec="seconds"), 0)
+        self.record = RunRecord(
+            "failed",
+            (),
+            started.isoformat(timespec="seconds"),
+            0,
+            kind=request.kind,
+            trigger=request.trigger,
+            start=request.start,
+        )
         self.progress = ProgressFile(state, os.getpid(), started, 0)
 
     def execute(self, files: Sequence[CaseFile], build_model: BuildModel) -> RunRecord:
@@ -249,8 +262,9 @@ class _Run:
 
     def _options(self) -> TrainOptions:
         training = self.settings.training
+        minutes = self.request.minutes
         return TrainOptions(
-            seconds=60.0 * training.train_minutes,
+            seconds=60.0 * (training.train_minutes if minutes is None else minutes),
             learning_rate=training.learning_rate,
             batch_slices=training.batch_slices,
             prompts_per_slice=training.prompts_per_slice,

@@ -1,0 +1,29 @@
+import pytest
+
+from lib.errors import InputError
+from lib.training.request import RunRequest
+
+
+def test_a_request_travels_as_plain_values() -> None:
+    asked = RunRequest("full", "nightly", "base", 90.0)
+    assert RunRequest.parse({"model": "medsa", **asked.to_json()}) == asked
+
+
+def test_a_bare_request_is_a_persons_incremental_run() -> None:
+    assert RunRequest.parse({"model": "medsa"}) == RunRequest("incremental", "person", "champion", None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "half"),
+        ("trigger", "me"),
+        ("start", "v3"),
+        ("minutes", 0),
+        ("minutes", "3"),
+        ("minutes", True),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"{field}.*{value}"):
+        RunRequest.parse({field: value})
