@@ -37,7 +37,7 @@ from lib.predictor import Predictor  # noqa: E402
 from lib.settings import load_settings  # noqa: E402
 from lib.training.cases import Case  # noqa: E402
 from lib.training.loop import TrainOptions, train  # noqa: E402
-from lib.training.samples import prepare_case  # noqa: E402
+from lib.training.slabs import prepare_case  # noqa: E402
 from lib.training.viewpoint import Viewpoint  # noqa: E402
 from lib.transforms.geometry import slice_axis  # noqa: E402
 from lib.volume import load_volume  # noqa: E402

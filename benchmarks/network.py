@@ -575,7 +575,7 @@ def training_step(precision: Precision, checkpointing: bool, device: torch.devic
 def child_decide(options: Options) -> dict[str, Any]:
     """What training itself would choose on this machine now; the one place here that needs MONAI."""
     try:
-        from lib.training.loop import activation_bytes, needs_checkpointing
+        from lib.training.activations import activation_bytes, needs_checkpointing
     except ImportError as error:
         raise ChildError(f"training's own choice cannot be asked here ({error})") from error
     needed = activation_bytes(

@@ -10,17 +10,11 @@ import torch
 from lib.errors import TrainingError
 from lib.model.base import build_sam
 from lib.model.medsa import MedSA
-from lib.training import loop
-from lib.training.loop import (
-    TrainOptions,
-    activation_bytes,
-    learning_rate_share,
-    needs_checkpointing,
-    prompt_losses,
-    train,
-    true_iou,
-)
-from lib.training.samples import prepare_case
+from lib.training import activations, learner
+from lib.training.activations import activation_bytes, needs_checkpointing
+from lib.training.loop import TrainOptions, draw_weights, learning_rate_share, train
+from lib.training.losses import prompt_losses, true_iou
+from lib.training.slabs import prepare_case
 from lib.training.validation import validate
 from lib.volume import Volume
 
@@ -159,9 +153,9 @@ def test_a_depth_branch_learns(deep_model, prepared):
 def test_activations_are_computed_twice_where_memory_is_short(
     deep_model, prepared, monkeypatch, caplog, available, expected
 ):
-    monkeypatch.setattr(loop, "available_bytes", lambda device: available)
+    monkeypatch.setattr(learner, "available_bytes", lambda device: available)
     deep_model.checkpointing = not expected
-    with caplog.at_level(logging.INFO, "lib.training.loop"):
+    with caplog.at_level(logging.INFO, "lib.training.learner"):
         train(deep_model, prepared, options(2, batch_slices=3), clock=ticking())
     assert deep_model.checkpointing is expected
     assert len(caplog.messages) == int(expected)
@@ -170,7 +164,7 @@ def test_activations_are_computed_twice_where_memory_is_short(
 def test_computing_them_twice_changes_no_result(deep_model, prepared, monkeypatch):
     start, states = deep_model.adapter_state(), []
     for available in (1 << 40, 1):
-        monkeypatch.setattr(loop, "available_bytes", lambda device, value=available: value)
+        monkeypatch.setattr(learner, "available_bytes", lambda device, value=available: value)
         deep_model.load_adapter_state(start)
         train(deep_model, prepared, options(2, batch_slices=3), clock=ticking())
         states.append(deep_model.adapter_state())
@@ -211,7 +205,7 @@ def test_the_estimate_is_near_what_autograd_keeps(tiny_model, tiny_spec, precisi
         model.use_bfloat16()
     kept = kept_bytes(model, slices=4, depths=(depth,) * (4 // depth))
     assumed = activation_bytes(spec, 4, with_depth=depth > 1, precision=precision, on_gpu=False)
-    assert 0.5 < assumed / loop.HEAP_SPREAD / kept < 2
+    assert 0.5 < assumed / activations.HEAP_SPREAD / kept < 2
 
 
 def kept_bytes(model, slices, depths):

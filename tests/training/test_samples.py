@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib.training.samples import (
-    Augmentation,
-    corrective_prompts,
-    draw_batch,
-    draw_prompts,
-    draw_slab,
-    prepare_case,
-)
+from lib.training.augmentation import Augmentation
+from lib.training.samples import corrective_prompts, draw_batch, draw_prompts
+from lib.training.slabs import draw_slab, prepare_case
 from lib.volume import Volume
 
 IMAGE, MASK = 64, 16

@@ -141,6 +141,13 @@ def resize_positions(tensors: Mapping[str, Tensor], spec: BaseSpec) -> dict[str,
     return resized
 
 
+def at_size(sam: Sam, spec: BaseSpec) -> Sam:
+    """`sam` for images of the size of `spec`: its positions are resized, all other weights are the same tensors."""
+    other = _sam_without_weights(spec)
+    other.load_state_dict(resize_positions(sam.state_dict(), spec), assign=True)
+    return other.to(sam.device).requires_grad_(False).train(sam.training)
+
+
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Copies `tensors` into `module`; raises CheckpointError naming every key that does not fit."""
     check_fit(module, tensors, what)

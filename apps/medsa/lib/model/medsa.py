@@ -5,7 +5,7 @@ that is saved; everything else is the base and never changes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lib.errors import AdapterError, CheckpointError
 from lib.model import decoder, encoder
 from lib.model.adapters import AdapterDims
-from lib.model.base import DECODER_BLOCKS, DECODER_WIDTH, BaseSpec, check_fit
+from lib.model.base import DECODER_BLOCKS, DECODER_WIDTH, BaseSpec, at_size, check_fit
 from lib.model.compiled import Compiled
 from lib.model.depth import Slabs
 from lib.model.encoder import RunBlock
@@ -228,6 +228,14 @@ class MedSA(nn.Module):
         other = MedSA(self.sam, self.spec, self.dims, self.labels)
         other._run_block, other._rounded_decoder = self._run_block, self._rounded_decoder
         return other.to(self.sam.device).train(self.training)
+
+    def at_size(self, image_size: int) -> "MedSA":
+        """This network for images of another size: the same frozen weights and the same adapters, trained together."""
+        spec = replace(self.spec, image_size=image_size)
+        other = MedSA(at_size(self.sam, spec), spec, self.dims, self.labels)
+        other.adapters, other.trained = self.adapters, self.trained
+        other._run_block = self._run_block
+        return other.train(self.training)
 
     def _part(self, name: str) -> nn.ModuleList | None:
         """The adapters of encoder or decoder; None where they would add zero."""

@@ -7,23 +7,25 @@ that was trained on into the validation part.
 import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lib.errors import MedsaError, TrainingError
+from lib.prompts.promptset import PromptSet
 from lib.volume import Volume, load_label, load_volume
 
 
 @dataclass(frozen=True)
 class CaseFile:
-    """One labelled image of the datastore."""
+    """One labelled image of the datastore, and what its annotator had marked, by label name ("" for none)."""
 
     case_id: str
     image: Path
     label: Path
+    recorded: Mapping[str, PromptSet] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Case:
     case_id: str
     volume: Volume
     label: NDArray[np.uint8]
+    recorded: Mapping[str, PromptSet] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,4 +97,4 @@ def _load_case(file: CaseFile, labels: Mapping[str, int]) -> Case:
     label = load_label(file.label, volume, labels)
     if not label.any():
         raise TrainingError("the label is empty")
-    return Case(file.case_id, volume, label)
+    return Case(file.case_id, volume, label, file.recorded)

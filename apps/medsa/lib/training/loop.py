@@ -1,61 +1,39 @@
-"""The training loop: adapters and label tokens learn from simulated prompts until the time is over.
+"""The training loop: adapters and label tokens learn from prompts until the time is over.
 
-Everything of SAM stays frozen. A step encodes its slices once, answers several prompts on each, then a second
-click where the first answers were most wrong. What is kept is the exponential moving average of the weights.
+The first part of the time is spent on images of half the size, where a step costs about a quarter and teaches nearly as
+much; the rest on images as they are served.
 """
 
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from monai.losses.dice import DiceLoss
-from torch import Tensor
-from torch.nn import functional
-
 from lib.errors import TrainingError
-from lib.memory import available_bytes
-from lib.model.base import BaseSpec
-from lib.model.medsa import MedSA, Precision, SinglePrompt
-from lib.training.samples import (
-    Augmentation,
-    Batch,
-    TrainingCase,
-    corrective_prompts,
-    draw_batch,
-    stack,
-)
-
-log = logging.getLogger(__name__)
+from lib.model.medsa import MedSA
+from lib.training.checkpoint import CheckpointFile
+from lib.training.clicks_first import NO_CLICKS, ClicksFirst
+from lib.training.learner import Diet, Learner, Stage, free_memory
+from lib.training.slabs import TrainingCase
+from lib.training.world import ALONE, World
 
 WARMUP = 0.05  # share of the time over which the learning rate rises
 FLOOR = 0.02  # share of the learning rate left at the end
-EMA_DECAY = 0.98
-CLIP_NORM = 1.0
-WEIGHT_DECAY = 0.01
-IOU_WEIGHT = 0.1
+# Tokens along a side of the smallest embedding that is trained on: below it an object is no more than a few of them.
+SMALLEST_GRID = 16
 REPORT_SECONDS = 1.0
 SMOOTHING = 0.95  # of the loss that is reported
-
-# What the encoder keeps for the backward pass, in bytes per token, block and channel: what enters the two norms and
-# the three adapters, q, k, v and their relative scores, and the four times wider activation of the MLP; then what the
-# depth branch adds. Counted with saved-tensor hooks on vit_t and vit_b.
-KEPT_BYTES: dict[Precision, int] = {"float32": 58, "bfloat16": 34}
-KEPT_BYTES_DEPTH: dict[Precision, int] = {"float32": 20, "bfloat16": 12}
-SCORE_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
-# On the CPU what is kept lies scattered, and the C library's heap grows by the holes between (measured on vit_t).
-HEAP_SPREAD = 1.6
-# Of the available memory; the rest is for the decoder, which needs up to as much, and for other programs.
-MEMORY_SHARE = 0.5
+# Clicks may slow a run down to this share of its speed; then its time is over.
+SLOWEST = 0.25
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """What a run is made with; `seconds` is its time budget, `learning_rate` the highest one reached.
 
-    `batch_slices` is about how many slices a step has in all: as many whole slabs as come nearest to it.
+    `batch_slices` is about how many slices a step has in all: as many whole slabs as come nearest to it. In the first
+    `small_share` of the time images have half the size, where that leaves enough tokens. Cases in `new` are drawn in
+    `new_share` of the draws, if there are others. `recorded_share` is how often an annotator's own prompts are asked
+    again.
     """
 
     seconds: float
@@ -63,11 +41,15 @@ class TrainOptions:
     batch_slices: int
     prompts_per_slice: int
     seed: int
+    small_share: float = 0.0
+    new: frozenset[str] = frozenset()
+    new_share: float = 0.5
+    recorded_share: float = 0.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `fraction` of its time in 0..1, steps done, seconds so far and the smoothed loss."""
+    """Where a run is: `fraction` of its time in 0..1, steps done, seconds of work so far and the smoothed loss."""
 
     fraction: float
     steps: int
@@ -77,12 +59,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did; `losses` has one number a step, `stopped` says that it was asked to end early."""
+    """What a run did; `losses` has one number a step, `stopped` says that it was asked to end early.
+
+    `resumed` is the step of the checkpoint that it went on from, 0 for none; `events` are what was not planned.
+    """
 
     steps: int
     seconds: float
     losses: tuple[float, ...]
     stopped: bool
+    resumed: int = 0
+    events: tuple[str, ...] = ()
 
 
 def train(
@@ -93,30 +80,37 @@ def train(
     clock: Callable[[], float],
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    clicks: ClicksFirst = NO_CLICKS,
+    checkpoint: CheckpointFile | None = None,
+    world: World = ALONE,
 ) -> TrainResult:
-    """Trains `model.adapters` in place until `options.seconds` have passed on `clock`, or `should_stop()`.
+    """Trains `model.adapters` in place until `options.seconds` of work have passed on `clock`, or `should_stop()`.
 
-    `clock` is read once a step. Raises TrainingError when there are no cases or the loss stops being a
-    number.
+    While somebody clicks it waits between steps (`clicks`), which is no work. With a `checkpoint` it goes on from what
+    is there, saves what it has every now and then, and at the end. Raises TrainingError when there are no cases, the
+    loss stops being a number, or another worker of its `world` is gone.
     """
     if not cases:
         raise TrainingError("no labels: there is nothing to train on")
-    learner = _Learner(model, cases, options)
-    started = reported = clock()
-    losses: list[float] = []
-    smooth, elapsed, stopped = math.nan, 0.0, False
-    while elapsed < options.seconds:
-        if stopped := should_stop():
+    run = _Run(model, cases, options, world, checkpoint)
+    model.train()
+    before = reported = clock()
+    stopped = False
+    while not world.agree(run.fraction >= 1.0):
+        if stopped := world.agree(should_stop()):
             break
-        losses.append(learner.step(elapsed / options.seconds))
-        smooth = losses[-1] if len(losses) == 1 else SMOOTHING * smooth + (1 - SMOOTHING) * losses[-1]
+        waited = clicks.wait(should_stop, lambda: free_memory(run.learner.device))
+        run.step()
         now = clock()
-        elapsed = now - started
+        run.count(max(0.0, now - before - waited), waited)
+        before = now
         if now - reported >= REPORT_SECONDS:
             reported = now
-            on_progress(Progress(min(1.0, elapsed / options.seconds), len(losses), elapsed, smooth))
-    learner.finish()
-    return TrainResult(len(losses), elapsed, tuple(losses), stopped)
+            on_progress(run.progress())
+            run.save(force=False)
+    run.save(force=True)
+    run.learner.finish()
+    return run.result(stopped)
 
 
 def learning_rate_share(fraction: float) -> float:
@@ -127,152 +121,112 @@ def learning_rate_share(fraction: float) -> float:
     return FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + math.cos(math.pi * position))
 
 
-def prompt_losses(logits: Tensor, predicted_iou: Tensor, targets: Tensor) -> Tensor:
-    """Loss of every prompt (P,) for logits (P, m, m), predicted IoU (P,) and targets (P, m, m) in 0..1.
+def draw_weights(case_ids: Sequence[str], new: Collection[str], new_share: float) -> tuple[float, ...]:
+    """How often each case is drawn: the new ones together in `new_share` of the draws, at least as often as the others.
 
-    Dice counts only where there is something to find; cross-entropy, with both sides of the outline weighted
-    alike, also teaches to find nothing.
+    All alike where all are new, or none is. They add up to 1.
     """
-    filled = targets.flatten(1).amax(dim=1) > 0.5
-    dice = _DICE(logits.unsqueeze(1), targets.unsqueeze(1)).flatten()
-    entropy = _balanced_entropy(logits, targets)
-    quality = functional.mse_loss(predicted_iou, true_iou(logits, targets), reduction="none")
-    return torch.where(filled, dice, torch.zeros_like(dice)) + entropy + IOU_WEIGHT * quality
+    count, fresh = len(case_ids), sum(case_id in new for case_id in case_ids)
+    if fresh in (0, count):
+        return (1.0 / count,) * count
+    share = max(new_share, fresh / count)
+    return tuple(share / fresh if case_id in new else (1.0 - share) / (count - fresh) for case_id in case_ids)
 
 
-def true_iou(logits: Tensor, targets: Tensor) -> Tensor:
-    """IoU (P,) of the thresholded masks; 0 where nothing is to be found: it shall rate itself low."""
-    answer, truth = (logits > 0).flatten(1), (targets > 0.5).flatten(1)
-    common = (answer & truth).sum(dim=1).float()
-    return common / (answer | truth).sum(dim=1).clamp(min=1)
+class _Run:
+    """Where a run is: its stages, the time that is over, the losses so far."""
 
-
-def activation_bytes(
-    spec: BaseSpec, slices: int, *, with_depth: bool, precision: Precision, on_gpu: bool
-) -> int:
-    """Bytes the encoder keeps for the backward pass of one step of `slices` slices; an estimate within a factor of 2.
-
-    On the CPU attention also keeps its scores, heads x keys a token (`lib.model.attention`).
-    """
-    tokens = spec.grid**2
-    kept = KEPT_BYTES[precision] + (KEPT_BYTES_DEPTH[precision] if with_depth else 0)
-    total = spec.encoder_depth * spec.encoder_width * kept
-    if not on_gpu:
-        everywhere = len(spec.global_blocks)
-        keys = everywhere * tokens + (spec.encoder_depth - everywhere) * spec.window_size**2
-        total += spec.encoder_heads * keys * SCORE_BYTES[precision]
-        total = round(HEAP_SPREAD * total)
-    return slices * tokens * total
-
-
-def needs_checkpointing(activations: int, available: int | None) -> bool:
-    """Whether so many bytes are too many of those available; not where it's unknown how many those are (None)."""
-    return available is not None and activations > MEMORY_SHARE * available
-
-
-_DICE = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
-
-
-def _balanced_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy (P,), the labelled pixels weighted up by the root of how much rarer they are."""
-    share = targets.flatten(1).mean(dim=1).clamp(min=1e-3).view(-1, 1, 1)
-    weights = 1.0 + targets * (((1.0 - share) / share).sqrt() - 1.0).clamp(min=0.0)
-    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (weights * losses).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1)
-
-
-class _Learner:
-    """Optimizer, average and randomness of one run."""
-
-    def __init__(self, model: MedSA, cases: Sequence[TrainingCase], options: TrainOptions) -> None:
-        self.model, self.cases, self.options = model, cases, options
-        self.device = next(model.adapters.parameters()).device
-        self.bfloat16 = model.precision == "bfloat16"
-        self.rng = np.random.default_rng(options.seed)
-        self.augment = Augmentation(options.seed)
-        self.parameters = [parameter for parameter in model.adapters.parameters() if parameter.requires_grad]
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=WEIGHT_DECAY)
-        self.steps = 0
-        # From here on the label tokens count; they are among what is trained.
-        model.trained = True
-        model.train()
-        self._save_memory()
-
-    def step(self, fraction: float) -> float:
-        """One update at `fraction` of the time; returns the loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * learning_rate_share(fraction)
-        batch = draw_batch(
-            self.cases,
-            self.options.batch_slices,
-            self.options.prompts_per_slice,
-            self.augment,
-            self.rng,
-            self.model.slab,
-        )
-        loss = self._loss(batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
-        if not torch.isfinite(loss + norm):
+    def __init__(
+        self,
+        model: MedSA,
+        cases: Sequence[TrainingCase],
+        options: TrainOptions,
+        world: World,
+        checkpoint: CheckpointFile | None,
+    ) -> None:
+        self.options, self.checkpoint, self.world = options, checkpoint, world
+        weights = draw_weights([case.case_id for case in cases], options.new, options.new_share)
+        diet = Diet(options.batch_slices, options.prompts_per_slice, weights, options.recorded_share)
+        self.learner = Learner(model, diet, options.seed, world)
+        self.full = Stage(model, cases)
+        self.small = _half_size(self.full) if options.small_share > 0 else None
+        self.stage: Stage | None = None
+        self.worked = self.waited = 0.0
+        self.losses: list[float] = []
+        self.smooth = math.nan
+        self.resumed = self._resume()
+        if world.told(self.resumed) != self.resumed:
             raise TrainingError(
-                f"the loss became {loss.item()} at step {self.steps + 1}; nothing is published"
+                f"worker {world.rank} does not find the checkpoint that the first one goes on from"
             )
-        self.optimizer.step()
-        self._update_average()
-        return loss.item()
 
-    def finish(self) -> None:
-        """Puts the averaged weights into the model."""
-        self.model.eval()
-        if self.steps == 0:
-            return
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(average)
+    @property
+    def fraction(self) -> float:
+        """The part of the time that is over. Waiting for clicks counts too, but little."""
+        return min(1.0, (self.worked + SLOWEST * self.waited) / self.options.seconds)
 
-    def _save_memory(self) -> None:
-        """Has the encoder compute its activations twice where keeping them would take most of the memory."""
-        model = self.model
-        needed = activation_bytes(
-            model.spec,
-            max(self.options.batch_slices, model.slab),
-            with_depth=model.slab > 1,
-            precision=model.precision,
-            on_gpu=self.device.type == "cuda",
+    def step(self) -> None:
+        """One update at the rate and the size of this moment."""
+        stage = self._stage()
+        rate = self.options.learning_rate * learning_rate_share(self.fraction)
+        self.losses.append(self.learner.step(stage, rate))
+        first = math.isnan(self.smooth)
+        self.smooth = (
+            self.losses[-1] if first else SMOOTHING * self.smooth + (1 - SMOOTHING) * self.losses[-1]
         )
-        available = available_bytes(self.device)
-        model.checkpointing = needs_checkpointing(needed, available)
-        if model.checkpointing and available is not None:
-            log.info(
-                "memory is short for training (%.1f GB of activations, %.1f GB available): they are computed twice",
-                needed / 1e9,
-                available / 1e9,
-            )
 
-    def _loss(self, batch: Batch) -> Tensor:
-        targets = batch.targets.to(self.device)
-        embeddings = self.model.encode(batch.planes.to(self.device), batch.depths)
-        first, logits = self._answer(embeddings, targets, batch.prompts, batch.owners)
-        prompts, owners = corrective_prompts(batch, logits.detach(), self.rng)
-        if not prompts:
-            return first.mean()
-        second, _ = self._answer(embeddings, targets, prompts, owners)
-        return torch.cat([first, second]).mean()
+    def count(self, worked: float, waited: float) -> None:
+        """Adds to the time; all workers count what the first one does."""
+        worked, waited = self.world.told((worked, waited))
+        self.worked += worked
+        self.waited += waited
 
-    def _answer(
-        self, embeddings: Tensor, targets: Tensor, prompts: Sequence[SinglePrompt], owners: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Losses (P,) and logits (P, m, m) of the answers to `prompts`."""
-        index = torch.tensor(owners, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            masks = self.model.decode(embeddings[index], stack(prompts, self.device))
-        logits, iou = masks.logits[:, 0].float(), masks.iou[:, 0].float()
-        return prompt_losses(logits, iou, targets[index]), logits
+    def progress(self) -> Progress:
+        """As readers are told it."""
+        return Progress(self.fraction, self.learner.steps, self.worked, self.smooth)
 
-    def _update_average(self) -> None:
-        self.steps += 1
-        # A short run must not be averaged with its own untrained start.
-        decay = min(EMA_DECAY, self.steps / (self.steps + 9.0))
-        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1.0 - decay)
+    def save(self, *, force: bool) -> None:
+        """Writes a checkpoint when one is due, or at once."""
+        if self.checkpoint is None or not self.world.leads or self.learner.steps == 0:
+            return
+        if force or self.checkpoint.is_due():
+            times = {"worked": self.worked, "waited": self.waited, "smooth": self.smooth}
+            self.checkpoint.write({"learner": self.learner.state(), **times})
+
+    def result(self, stopped: bool) -> TrainResult:
+        """The run in numbers."""
+        events = tuple(self.learner.events)
+        return TrainResult(self.learner.steps, self.worked, tuple(self.losses), stopped, self.resumed, events)
+
+    def _resume(self) -> int:
+        """Goes on from the checkpoint, if it fits; returns its step, 0 for a fresh start."""
+        stored = self.checkpoint.read() if self.checkpoint is not None else None
+        if stored is None:
+            return 0
+        try:
+            self.learner.restore(stored["learner"])
+            times = [float(stored[name]) for name in ("worked", "waited", "smooth")]
+        except (KeyError, ValueError, RuntimeError, TypeError):
+            # Of another network than its identity says: there is nothing to go on from.
+            return 0
+        self.worked, self.waited, self.smooth = times
+        return self.learner.steps
+
+    def _stage(self) -> Stage:
+        """The images of this moment; memory is looked at anew when they change."""
+        small = self.small is not None and self.fraction < self.options.small_share
+        stage = self.small if small and self.small is not None else self.full
+        if stage is not self.stage:
+            stage.model.train()
+            self.learner.save_memory(stage)
+            self.stage = stage
+        return stage
+
+
+def _half_size(full: Stage) -> Stage | None:
+    """The same network and cases at half the image size; None where too few tokens would be left."""
+    spec = full.model.spec
+    if spec.grid % 2 or spec.grid // 2 < SMALLEST_GRID:
+        return None
+    model = full.model.at_size(spec.image_size // 2)
+    return Stage(model, [case.at_size(model.spec.image_size, model.spec.mask_size) for case in full.cases])

@@ -30,7 +30,7 @@ from lib.training.progress_file import ProgressFile, read_progress
 from lib.training.record import RunRecord, write_card
 from lib.training.releases import Releases
 from lib.training.request import RunRequest
-from lib.training.samples import prepare_case
+from lib.training.slabs import prepare_case
 from lib.training.validation import as_scores, validate
 from lib.training.viewpoint import Viewpoint
 from lib.version import VERSION

@@ -1,79 +1,27 @@
 """What one training step sees: augmented slabs of the cases, and the prompts a user could give on their slices.
 
-A slab is a run of consecutive slices of one case, which the encoder's depth branch sees together; without that
-branch it is one slice. Slices are (n_u, n_v) in voxels, as `lib.transforms.geometry` cuts them. Randomness comes
-from the `numpy.random.Generator` handed in.
+Randomness comes from the `numpy.random.Generator` handed in.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.transforms.compose import Compose
-from monai.transforms.intensity.array import (
-    RandAdjustContrast,
-    RandGaussianNoise,
-    RandScaleIntensity,
-    RandShiftIntensity,
-)
-from monai.transforms.spatial.array import RandAffine
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.model.medsa import PlanePrompts, SinglePrompt
 from lib.prompts.simulate import interior_point, jittered_box, next_click, perturbed_mask, random_click
-from lib.training.cases import Case
-from lib.training.viewpoint import Viewpoint
-from lib.transforms.geometry import MASK_LOGIT, PlaneGeometry, plane_geometry, slice_axis, take_planes
-from lib.transforms.intensity import to_model_range
+from lib.prompts.slice_plan import SlicePrompt
+from lib.training.slabs import Sample, Slab, TrainingCase, draw_slab
+from lib.transforms.geometry import MASK_LOGIT
 
-FILLED_SHARE = 0.8  # of the slices of a step; the rest hold no voxel of their label
-BEYOND_SHARE = 0.6  # of the empty slices; these touch the object's end, where carrying must stop
 LABEL_GIVEN = 0.5  # how often a click or box comes with the label's name, as it may in use
 INTERIOR_CLICK = 0.5  # how often a click is in the middle rather than anywhere in the object
 CARRIED_MASK = 0.25  # how often a carried prompt comes with the neighbour's outline itself
 EARLIER_MASK = 0.25  # how often a corrective click comes with the logits it corrects
 BOX_JITTER = 0.1  # how far a box's edge may be off, as a share of its side
-WHITE = 255.0
-
-Slices = NDArray[np.intp]
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingCase:
-    """One case ready to be cut: planes float16 (n, n_u, n_v) in 0..255, labels uint8 of the same shape.
-
-    The planes of a colour image are (n, n_u, n_v, 3).
-    `filled` and `beyond` map a label's index to the slices that hold it, and to the empty ones beside those.
-    """
-
-    case_id: str
-    geometry: PlaneGeometry
-    planes: NDArray[np.float16]
-    labels: NDArray[np.uint8]
-    values: tuple[int, ...]
-    filled: Mapping[int, Slices]
-    beyond: Mapping[int, Slices]
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One slice and what is asked for: `target` the label there, `neighbour` that on a slice beside it.
-
-    plane float32 (n_u, n_v), in colour (n_u, n_v, 3), in 0..255, target and neighbour bool (n_u, n_v). `neighbour`
-    is empty where neither slice beside it holds the label.
-    """
-
-    plane: NDArray[np.float32]
-    target: NDArray[np.bool_]
-    neighbour: NDArray[np.bool_]
-    label_id: int
-    geometry: PlaneGeometry
-
-
-# Consecutive slices of one case, in order, with one label.
-Slab = tuple[Sample, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,93 +39,6 @@ class Batch:
     depths: tuple[int, ...]
 
 
-def prepare_case(case: Case, view: Viewpoint, image_size: int, mask_size: int) -> TrainingCase:
-    """Cuts a case into normalised planes, once for a whole run."""
-    axis = slice_axis(case.volume.spacing_mm, view.slice_axis, case.volume.shape_ijk)
-    shape = case.volume.shape_ijk
-    everything = range(shape[axis])
-    values = tuple(view.labels.values())
-    cut = np.ascontiguousarray(take_planes(case.label, axis, everything))
-    filled = {
-        index: np.flatnonzero((cut == value).any(axis=(1, 2)))
-        for index, value in enumerate(values)
-        if (cut == value).any()
-    }
-    return TrainingCase(
-        case_id=case.case_id,
-        geometry=plane_geometry(shape, case.volume.spacing_mm, axis, image_size, mask_size),
-        planes=take_planes(to_model_range(case.volume.array, view.intensity), axis, everything).astype(
-            np.float16
-        ),
-        labels=cut,
-        values=values,
-        filled=filled,
-        beyond={index: _beyond(slices, shape[axis]) for index, slices in filled.items()},
-    )
-
-
-def draw_slab(cases: Sequence[TrainingCase], length: int, rng: np.random.Generator) -> Slab:
-    """`length` consecutive slices of a random case for one of its labels, not yet augmented.
-
-    All of the case where it has fewer. They are placed around a slice that is drawn to hold the label or not; it
-    may be any of them.
-    """
-    case = cases[rng.integers(len(cases))]
-    label_id = int(rng.choice(sorted(case.filled)))
-    anchor = _draw_slice(case, label_id, rng)
-    count = len(case.planes)
-    length = min(length, count)
-    first = int(rng.integers(max(0, anchor - length + 1), min(anchor, count - length) + 1))
-    planes = case.planes[first : first + length].astype(np.float32)
-    targets = case.labels[first : first + length] == case.values[label_id]
-    return tuple(
-        Sample(plane, target, _neighbour(case, label_id, first + place, rng), label_id, case.geometry)
-        for place, (plane, target) in enumerate(zip(planes, targets, strict=True))
-    )
-
-
-class Augmentation:
-    """Light changes of a slab and its masks. No flips: labels may tell left from right.
-
-    One move and one change of brightness and contrast for all slices of a slab, as between two volumes; only the
-    noise differs from slice to slice.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._intensity = Compose(
-            [
-                RandScaleIntensity(factors=0.2, prob=0.5),
-                RandShiftIntensity(offsets=0.1, prob=0.5),
-                RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5)),
-                RandGaussianNoise(prob=0.3, std=0.03),
-            ]
-        ).set_random_state(seed)
-        self._affine = RandAffine(
-            prob=0.5,
-            rotate_range=0.25,
-            shear_range=(0.1, 0.1),
-            translate_range=(3.0, 3.0),
-            scale_range=(0.15, 0.15),
-            padding_mode="zeros",
-        )
-        self._affine.set_random_state(seed + 1)
-
-    def __call__(self, slab: Slab) -> Slab:
-        """The same slab, moved and recoloured."""
-        shades = np.concatenate([_channels_first(sample.plane) for sample in slab]) / WHITE
-        outlines = [outline for sample in slab for outline in (sample.target, sample.neighbour)]
-        stack = np.concatenate([shades, np.stack(outlines)]).astype(np.float32)
-        # As one image with many channels: MONAI moves them all alike, and in one call.
-        moved = torch.as_tensor(self._affine(stack)).numpy()
-        shades = np.asarray(self._intensity(moved[: len(shades)])).clip(0.0, 1.0) * WHITE
-        planes = np.split(shades.astype(np.float32), len(slab))
-        masks = np.split(moved[len(shades) :] > 0.5, len(slab))
-        return tuple(
-            replace(sample, plane=_channels_last(plane), target=target, neighbour=neighbour)
-            for sample, plane, (target, neighbour) in zip(slab, planes, masks, strict=True)
-        )
-
-
 def draw_batch(
     cases: Sequence[TrainingCase],
     slices: int,
@@ -185,14 +46,16 @@ def draw_batch(
     augment: Callable[[Slab], Slab],
     rng: np.random.Generator,
     slab: int = 1,
+    weights: Sequence[float] | None = None,
+    recorded_share: float = 0.0,
 ) -> Batch:
     """About `slices` augmented slices, in slabs of `slab`, with about `prompts_per_slice` prompts each.
 
-    As many slabs as come nearest to `slices`, at least one.
+    As many slabs as come nearest to `slices`, at least one; `weights` and `recorded_share` as in `draw_slab`.
     """
     slabs: list[Slab] = []
     while not slabs or slices - sum(map(len, slabs)) >= slab / 2:
-        slabs.append(augment(draw_slab(cases, slab, rng)))
+        slabs.append(augment(draw_slab(cases, slab, rng, weights, recorded_share)))
     samples = tuple(sample for drawn in slabs for sample in drawn)
     prompts: list[SinglePrompt] = []
     owners: list[int] = []
@@ -211,7 +74,16 @@ def draw_batch(
 
 
 def draw_prompts(sample: Sample, count: int, rng: np.random.Generator) -> list[SinglePrompt]:
-    """Prompts a user, or carrying, could give here: `count` of them, fewer where the slice is empty."""
+    """Prompts a user, or carrying, could give here: `count` of them, fewer where the slice is empty.
+
+    What an annotator gave here is always one of them.
+    """
+    if sample.recorded is not None:
+        return [_given(sample, rng), *_drawn(sample, count - 1, rng)]
+    return _drawn(sample, count, rng)
+
+
+def _drawn(sample: Sample, count: int, rng: np.random.Generator) -> list[SinglePrompt]:
     kinds = [_label_alone]
     if sample.target.any():
         kinds += [_click, _box]
@@ -250,31 +122,19 @@ def stack(prompts: Sequence[SinglePrompt], device: torch.device) -> PlanePrompts
     return PlanePrompts.stack(prompts).to(device)
 
 
-def _beyond(filled: Slices, count: int) -> Slices:
-    beside = np.union1d(filled - 1, filled + 1)
-    return np.setdiff1d(beside[(beside >= 0) & (beside < count)], filled)
-
-
-def _draw_slice(case: TrainingCase, label_id: int, rng: np.random.Generator) -> int:
-    filled, beyond = case.filled[label_id], case.beyond[label_id]
-    empty = np.setdiff1d(np.arange(len(case.planes)), filled)
-    if len(empty) == 0 or rng.random() < FILLED_SHARE:
-        return int(rng.choice(filled))
-    if len(beyond) and rng.random() < BEYOND_SHARE:
-        return int(rng.choice(beyond))
-    return int(rng.choice(empty))
-
-
-def _neighbour(case: TrainingCase, label_id: int, index: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """The label on one of the two slices beside `index`, preferably one that has it."""
-    beside = [other for other in (index - 1, index + 1) if other in case.filled[label_id]]
-    if not beside:
-        return np.zeros(case.labels.shape[1:], dtype=bool)
-    return case.labels[int(rng.choice(beside))] == case.values[label_id]
-
-
 def _label_alone(sample: Sample, rng: np.random.Generator) -> SinglePrompt:
     return SinglePrompt(label_id=sample.label_id)
+
+
+def _given(sample: Sample, rng: np.random.Generator) -> SinglePrompt:
+    """What the annotator marked on this slice."""
+    marks = sample.recorded or SlicePrompt()
+    points = tuple((*_model_point(sample, (u, v))[:2], label) for u, v, label in marks.points)
+    box = None
+    if marks.box is not None:
+        edges = sample.geometry.boxes_to_model(np.asarray([marks.box], dtype=np.float64))[0]
+        box = tuple(float(edge) for edge in edges)
+    return SinglePrompt(points=points, box_xyxy=box, label_id=_maybe_label(sample, rng))
 
 
 def _click(sample: Sample, rng: np.random.Generator) -> SinglePrompt:
@@ -331,16 +191,6 @@ def _soft_targets(slab: Slab) -> Tensor:
     """(D, m, m): the share of each mask pixel that the label covers."""
     targets = torch.from_numpy(np.stack([sample.target for sample in slab]))
     return slab[0].geometry.masks_to_logits(targets) / (2 * MASK_LOGIT) + 0.5
-
-
-def _channels_first(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(1, n_u, n_v), in colour (3, n_u, n_v): the order MONAI's transforms want."""
-    return plane[None] if plane.ndim == 2 else np.moveaxis(plane, -1, 0)
-
-
-def _channels_last(channels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse of `_channels_first`."""
-    return channels[0] if len(channels) == 1 else np.moveaxis(channels, 0, -1)
 
 
 def _row(mask: NDArray[np.bool_]) -> Tensor:

@@ -1,0 +1,100 @@
+"""Several processes that train one network together, as torchrun starts them; one process is a world of one.
+
+All draw different slices, average their gradients, and so keep the same weights. The first one, rank 0, does all that
+is done once: choosing cases, judging, publishing, recording.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from lib.errors import TrainingError
+
+# A worker that is silent for so long has died, or waits for one that has.
+PATIENCE = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what is done once."""
+        return self.rank == 0
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its mean over all workers. Raises TrainingError when one of them is gone."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _named_failure():
+            distributed.all_reduce(flat)
+        flat /= self.size
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any worker wishes so; the same answer for all."""
+        if self.size == 1:
+            return wish
+        flag = torch.tensor([float(wish)], device=_device())
+        with _named_failure():
+            distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def told(self, value: Any) -> Any:
+        """What rank 0 says, on all workers; plain values."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with _named_failure():
+            distributed.broadcast_object_list(box, src=0, device=_device())
+        return box[0]
+
+
+ALONE = World()
+
+
+@contextmanager
+def world_of_this_process() -> Iterator[World]:
+    """The world that torchrun describes in the environment; a world of one where there is none.
+
+    Raises TrainingError when the others cannot be reached.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    with _named_failure():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield World(distributed.get_rank(), size)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
+
+
+@contextmanager
+def _named_failure() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, distributed.DistBackendError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"another worker of this training is gone or cannot be reached: {reason}"
+        ) from error
