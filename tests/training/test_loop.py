@@ -12,6 +12,8 @@ from lib.model.base import build_sam
 from lib.model.medsa import MedSA
 from lib.training import activations, learner
 from lib.training.activations import activation_bytes, needs_checkpointing
+from lib.training.checkpoint import CheckpointFile
+from lib.training.clicks_first import ClicksFirst
 from lib.training.loop import TrainOptions, draw_weights, learning_rate_share, train
 from lib.training.losses import prompt_losses, true_iou
 from lib.training.slabs import prepare_case
@@ -273,3 +275,162 @@ def test_true_iou():
     logits = 2 * half - 1
     logits[2] = 1.0
     assert true_iou(logits, target).tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+@pytest.fixture
+def wide_spec(tiny_spec):
+    """A grid of 32 x 32 tokens, so that half of it is still trained on."""
+    return dataclasses.replace(tiny_spec, image_size=256, patch_size=8)
+
+
+@pytest.fixture
+def wide_model(wide_spec, tiny_model):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MedSA(build_sam(wide_spec), wide_spec, tiny_model.dims, ("object",)).eval()
+
+
+def test_the_first_part_is_learnt_from_images_of_half_the_size(
+    wide_model, wide_spec, cases, view, monkeypatch
+):
+    prepared = [prepare_case(case, view, wide_spec.image_size, wide_spec.mask_size) for case in cases]
+    seen = []
+    encode = MedSA.encode
+    monkeypatch.setattr(
+        MedSA,
+        "encode",
+        lambda self, planes, depths: seen.append(planes.shape[-1]) or encode(self, planes, depths),
+    )
+    halves = dataclasses.replace(options(4, batch_slices=1), small_share=0.5)
+    before = wide_model.adapter_state()
+    train(wide_model, prepared, halves, clock=ticking())
+    assert seen == [128, 128, 256, 256]
+    assert wide_model.spec.image_size == 256
+    assert any(not torch.equal(before[key], value) for key, value in wide_model.adapter_state().items())
+
+
+def test_where_too_few_tokens_would_be_left_the_size_stays(tiny_model, prepared, monkeypatch):
+    seen = []
+    encode = tiny_model.encode
+    monkeypatch.setattr(
+        tiny_model, "encode", lambda planes, depths: seen.append(planes.shape[-1]) or encode(planes, depths)
+    )
+    train(tiny_model, prepared, dataclasses.replace(options(2), small_share=1.0), clock=ticking())
+    assert seen == [tiny_model.spec.image_size] * 2
+
+
+def test_new_cases_are_drawn_more_often():
+    weights = draw_weights(["a", "b", "c", "d", "e"], {"e"}, 0.5)
+    assert weights == pytest.approx((0.125, 0.125, 0.125, 0.125, 0.5))
+
+
+@pytest.mark.parametrize("new", [set(), {"a", "b"}, {"gone"}])
+def test_all_new_or_all_old_are_drawn_alike(new):
+    assert draw_weights(["a", "b"], new, 0.5) == (0.5, 0.5)
+
+
+def test_many_new_cases_are_never_drawn_less_often_than_old_ones():
+    assert draw_weights(["a", "b", "c", "d"], {"a", "b", "c"}, 0.5) == pytest.approx((0.25,) * 4)
+
+
+def checkpoint_at(path, identity="one", every=0.0):
+    return CheckpointFile(path, {"of": identity}, every)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tiny_model, prepared, tmp_path):
+    start = tiny_model.adapter_state()
+    train(tiny_model, prepared, options(6), clock=ticking())
+    whole = tiny_model.adapter_state()
+    tiny_model.load_adapter_state(start)
+    asked = iter([False, False, False, True])
+    file = tmp_path / "checkpoint.pt"
+    first = train(
+        tiny_model,
+        prepared,
+        options(6),
+        clock=ticking(),
+        should_stop=lambda: next(asked),
+        checkpoint=checkpoint_at(file),
+    )
+    tiny_model.load_adapter_state(start)
+    second = train(tiny_model, prepared, options(6), clock=ticking(), checkpoint=checkpoint_at(file))
+    assert (first.stopped, first.steps, second.resumed, second.steps) == (True, 3, 3, 6)
+    for key, value in tiny_model.adapter_state().items():
+        torch.testing.assert_close(value, whole[key], atol=1e-6, rtol=1e-5)
+
+
+def test_a_checkpoint_of_another_training_is_left_alone(tiny_model, prepared, tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    train(tiny_model, prepared, options(2), clock=ticking(), checkpoint=checkpoint_at(file))
+    other = train(tiny_model, prepared, options(2), clock=ticking(), checkpoint=checkpoint_at(file, "two"))
+    assert (other.resumed, other.steps) == (0, 2)
+
+
+def test_a_run_whose_time_was_over_has_nothing_left_to_do(tiny_model, prepared, tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    train(tiny_model, prepared, options(2), clock=ticking(), checkpoint=checkpoint_at(file))
+    weights = tiny_model.adapter_state()
+    again = train(tiny_model, prepared, options(2), clock=ticking(), checkpoint=checkpoint_at(file))
+    assert (again.resumed, again.steps, again.losses) == (2, 2, ())
+    assert all(torch.equal(value, weights[key]) for key, value in tiny_model.adapter_state().items())
+
+
+def test_where_memory_runs_out_the_step_is_done_with_half_of_the_slices(tiny_model, prepared, monkeypatch):
+    seen = []
+    encode = tiny_model.encode
+
+    def small_machine(planes, depths):
+        seen.append(len(planes))
+        if len(planes) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return encode(planes, depths)
+
+    monkeypatch.setattr(tiny_model, "encode", small_machine)
+    result = train(tiny_model, prepared, options(2, batch_slices=8), clock=ticking())
+    assert seen == [8, 4, 2, 2]
+    assert result.steps == 2
+    assert result.events == (
+        "memory ran out at step 1: 4 slices a step instead of 8 from there on",
+        "memory ran out at step 1: 2 slices a step instead of 4 from there on",
+    )
+
+
+def test_where_one_slice_is_too_much_the_run_ends_and_says_so(tiny_model, prepared, monkeypatch):
+    def no_memory(planes, depths):
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
+
+    monkeypatch.setattr(tiny_model, "encode", no_memory)
+    with pytest.raises(TrainingError, match="a single slice"):
+        train(tiny_model, prepared, options(2), clock=ticking())
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tiny_model, prepared, monkeypatch):
+    def broken(planes, depths):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(tiny_model, "encode", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        train(tiny_model, prepared, options(2), clock=ticking())
+
+
+def test_waiting_for_clicks_costs_no_training_but_ends_at_last(tiny_model, prepared, tmp_path):
+    """A clock that only waiting and looking move: four seconds of waiting count as one of work."""
+    now = [0.0]
+
+    def look():
+        now[0] += 1.0
+        return now[0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    sign = tmp_path / "clicked"
+    sign.touch()
+    moment = sign.stat().st_mtime
+    always = ClicksFirst(sign, now=lambda: moment, sleep=sleep)
+    result = train(tiny_model, prepared, options(11), clock=look, clicks=always)
+    # Each round is a second of work and twenty of waiting, which count as five.
+    assert result.steps == 2
+    assert result.seconds == pytest.approx(2.0, abs=0.2)
