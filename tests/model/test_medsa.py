@@ -278,3 +278,16 @@ def test_a_small_map_is_decoded_in_float32(tiny_spec: BaseSpec) -> None:
         exact = model.decode(embeddings, prompts)
         model.use_bfloat16()
         assert torch.equal(model.decode(embeddings, prompts).logits, exact.logits)
+
+
+def test_the_network_at_another_size_shares_weights_and_adapters(tiny_model):
+    other = tiny_model.at_size(128)
+    assert (other.spec.image_size, other.spec.grid) == (128, 8)
+    assert other.adapters is tiny_model.adapters
+    own = {key: value.data_ptr() for key, value in tiny_model.sam.state_dict().items()}
+    moved = [key for key, value in other.sam.state_dict().items() if value.data_ptr() != own[key]]
+    assert moved
+    assert all("pos_embed" in key or "rel_pos" in key or "pixel_" in key for key in moved)
+    assert other.encode(torch.rand(1, 3, 128, 128) * 255).shape == (1, 256, 8, 8)
+    tiny_model.use_bfloat16()
+    assert tiny_model.at_size(128).precision == "bfloat16"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.prompts.promptset import Box, PromptSet
 from lib.training.augmentation import Augmentation
 from lib.training.samples import corrective_prompts, draw_batch, draw_prompts
 from lib.training.slabs import draw_slab, prepare_case
@@ -384,3 +385,95 @@ def test_a_perfect_answer_is_not_corrected(prepared, rng):
     full = [dataclasses.replace(case, filled={0: np.arange(12)}) for case in full]
     batch = draw_batch(full, 3, 4, lambda found: found, rng)
     assert corrective_prompts(batch, answers(batch, 5.0), rng) == ([], [])
+
+
+def marked(case, prompts):
+    return dataclasses.replace(case, recorded={"object": prompts})
+
+
+@pytest.fixture
+def marked_case(cases, view):
+    """Clicks on slice 6, one inside and one outside, and a box on slice 8."""
+    prompts = PromptSet(((12, 10, 6),), ((2, 3, 6),), (Box((8, 6, 8), (16, 14, 9)),), "object")
+    return prepare_case(marked(cases[0], prompts), view, IMAGE, MASK)
+
+
+def test_what_the_annotator_marked_is_known_by_slice(marked_case):
+    marks = marked_case.recorded[0]
+    assert sorted(marks) == [6, 8]
+    assert marks[6].points == ((12, 10, 1), (2, 3, 0))
+    assert marks[8].box == (8, 6, 16, 14)
+
+
+def test_marks_without_a_labels_name_are_for_the_only_label(cases, view):
+    unnamed = dataclasses.replace(cases[0], recorded={"": PromptSet(((12, 10, 6),))})
+    assert sorted(prepare_case(unnamed, view, IMAGE, MASK).recorded[0]) == [6]
+    two = dataclasses.replace(view, labels={"object": 1, "other": 2})
+    assert prepare_case(unnamed, two, IMAGE, MASK).recorded == {}
+
+
+def test_the_annotators_prompts_are_asked_again_as_often_as_told(marked_case, rng):
+    shares = (0.0, 0.5, 1.0)
+    drawn = [[draw_slab([marked_case], 1, rng, None, share)[0] for _ in range(200)] for share in shares]
+    asked = [sum(found.recorded is not None for found in slices) / 200 for slices in drawn]
+    assert asked[0] == 0.0
+    assert 0.4 < asked[1] < 0.6
+    assert asked[2] == 1.0
+
+
+def test_a_recorded_click_is_a_prompt_where_it_was(marked_case, rng):
+    for _ in range(20):
+        (found,) = draw_slab([marked_case], 1, rng, None, 1.0)
+        given, *others = draw_prompts(found, 4, rng)
+        assert len(others) == 3
+        if found.recorded.box is None:
+            assert [voxel(found, given, number) for number in (0, 1)] == [(12, 10), (2, 3)]
+            assert [label for *_, label in given.points] == [1, 0]
+        else:
+            edges = found.geometry.boxes_to_model(np.array([[8, 6, 16, 14]]))[0]
+            assert given.box_xyxy == pytest.approx(tuple(edges))
+
+
+def test_a_slab_with_recorded_prompts_is_recoloured_but_not_moved(marked_case, rng):
+    augment = Augmentation(3)
+    changed = 0
+    for _ in range(20):
+        slab = draw_slab([marked_case], 2, rng, None, 1.0)
+        seen = augment(slab)
+        assert all(np.array_equal(a.target, b.target) for a, b in zip(slab, seen, strict=True))
+        changed += not np.allclose(slab[0].plane, seen[0].plane)
+    assert changed > 5
+
+
+def test_cases_are_drawn_by_their_weights(prepared, rng):
+    drawn = [draw_slab(prepared, 1, rng, (0.0, 0.0, 1.0, 0.0)) for _ in range(20)]
+    assert all(places_of(slab, prepared)[0] is prepared[2] for slab in drawn)
+
+
+def mirrored(view, *axes):
+    return dataclasses.replace(view, flips=axes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"), [(("i",), ("u",)), (("j",), ("v",)), (("i", "j", "k"), ("u", "v")), (("k",), ())]
+)
+def test_only_the_axes_of_a_slice_can_be_mirrored(cases, view, axes, expected):
+    assert prepare_case(cases[0], mirrored(view, *axes), IMAGE, MASK).flips == expected
+
+
+def test_where_the_task_allows_it_slices_are_mirrored(cases, view, rng):
+    """A ramp along u falls about as often as it rises, with its mask; along v it never does."""
+    ramp = np.broadcast_to(np.linspace(0, 100, 24, dtype=np.float32)[:, None, None], (24, 20, 12)).copy()
+    label = np.zeros((24, 20, 12), np.uint8)
+    label[16:, :10] = 1
+    case = dataclasses.replace(cases[0], volume=Volume(ramp, cases[0].volume.affine), label=label)
+    prepared = prepare_case(case, mirrored(view, "i"), IMAGE, MASK)
+    augment, falling = Augmentation(0), 0
+    for _ in range(60):
+        (found,) = augment(draw_slab([prepared], 1, rng))
+        left, right = found.target[:12].sum(), found.target[12:].sum()
+        falls = found.plane[6:10].mean() > found.plane[14:18].mean()
+        assert (left > right) == falls
+        assert found.target[:, :10].sum() > found.target[:, 10:].sum()
+        falling += falls
+    assert 15 < falling < 45
