@@ -16,6 +16,7 @@ from lib.model.adapter_io import (
     CONFIG_NAME,
     TENSORS_NAME,
     AdapterConfig,
+    adapted,
     load_adapter,
     save_adapter,
     tensors_sha256,
@@ -116,7 +117,6 @@ def _spoil_tensor(folder: Path, key: str) -> None:
         (lambda folder: _edit(folder, labels={"liver": 1}), "liver"),
         (lambda folder: _edit(folder, labels={"object": 2}), "made for labels"),
         (lambda folder: _edit(folder, image_size=512), "made for images of 512 pixels, not of 64"),
-        (lambda folder: _edit(folder, image_size=512), r"--conf image_size 512, or .*--conf state DIR"),
         (lambda folder: _edit(folder, format_version=3), r"format 3, .* reads 1 to 2; .*rollback 0"),
         (lambda folder: _edit(folder, format_version=0), "format 0"),
         (lambda folder: _edit(folder, format_version=True), "format True"),
@@ -172,3 +172,21 @@ def test_tensors_that_are_gone_have_no_name(folder: Path) -> None:
     (folder / TENSORS_NAME).unlink()
     with pytest.raises(AdapterError, match=r"adapter_model\.safetensors cannot be read"):
         tensors_sha256(folder)
+
+
+def test_an_adapter_brings_the_image_size_that_it_was_trained_at(tiny_model, folder):
+    _edit(folder, image_size=128)
+    before = {key: value.clone() for key, value in tiny_model.sam.state_dict().items()}
+    model = adapted(folder, tiny_model, SHA, LABELS)
+    assert (model.spec.image_size, tiny_model.spec.image_size) == (128, 64)
+    assert model.trained
+    assert model.adapters is not tiny_model.adapters
+    assert model.encode(torch.rand(1, 3, 128, 128) * 255).shape == (1, 256, 8, 8)
+    assert all(torch.equal(value, before[key]) for key, value in tiny_model.sam.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [0, -128, 100, 2048, "128", 128.0, True])
+def test_an_image_size_that_the_base_cannot_have_is_named(tiny_model, folder, size):
+    _edit(folder, image_size=size)
+    with pytest.raises(AdapterError, match=f"image_size.*{size}.*multiple of 16 up to 1024"):
+        adapted(folder, tiny_model, SHA, LABELS)

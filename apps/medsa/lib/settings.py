@@ -200,7 +200,8 @@ class TrainingSettings(_Settings):
     `train_minutes` is the time budget of one incremental run. It is started by `train_after` new or changed labels, or
     by fewer when none was saved for `train_idle_minutes` (0: never). `gate_margin` and `gate_confidence` are those of
     the gate's test of non-inferiority. `new_share` is how often a new case is drawn, `recorded_share` how often the
-    prompts that an annotator gave are taken instead of simulated ones, where there are any.
+    prompts that an annotator gave are taken instead of simulated ones, where there are any. `small_share` is the part
+    of the time in which images have half the size.
     """
 
     auto_train: bool = True
@@ -209,7 +210,8 @@ class TrainingSettings(_Settings):
     nightly: NightlySettings | None = None
     train_minutes: float = Field(default=3.0, gt=0)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=1e-2, gt=0)
+    small_share: float = Field(default=0.7, ge=0, le=1)
     batch_slices: PositiveInt = 8
     prompts_per_slice: PositiveInt = 4
     seed: int = Field(default=0, ge=0)

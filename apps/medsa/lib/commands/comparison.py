@@ -14,7 +14,7 @@ from lib.embeddings import EmbeddingCache
 from lib.errors import InputError, LabelError, MedsaError
 from lib.evaluation.bootstrap import paired_bootstrap
 from lib.evaluation.simulated_user import annotate
-from lib.model.adapter_io import load_adapter
+from lib.model.adapter_io import adapted
 from lib.predictor import Predictor
 from lib.prompts.promptset import PromptSet
 from lib.server.parts import Parts
@@ -56,7 +56,7 @@ def load_predictor(parts: Parts, version: int) -> Predictor:
     release = parts.releases.release(version)
     model, sha256 = parts.build_model()
     if release is not None:
-        load_adapter(release.folder, model, sha256, task.labels)
+        model = adapted(release.folder, model, sha256, task.labels)
     cache = EmbeddingCache(serving.embedding_cache_mb << 20)
     return Predictor(
         model, f"{sha256}:{version}", task.intensity, task.slice_axis, cache, torch_device(serving)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lib.embeddings import EmbeddingCache
 from lib.errors import AdapterError
-from lib.model.adapter_io import load_adapter, tensors_sha256
+from lib.model.adapter_io import adapted, tensors_sha256
 from lib.model.medsa import MedSA
 from lib.predictor import Predictor
 from lib.settings import IntensitySettings
@@ -134,8 +134,7 @@ class ServingModel:
         if release is None or release.version != version:
             raise AdapterError(f"version {version} was replaced while it was loaded")
         # The frozen base is shared, and nothing writes to it; only the adapters are new.
-        model = base.model.sibling()
-        load_adapter(release.folder, model, base.sha256, self._labels)
+        model = adapted(release.folder, base.model, base.sha256, self._labels)
         return model, tensors_sha256(release.folder)
 
     def _bundle(self, base: OpenBase, model: MedSA, adapter: str, version: int) -> Served:

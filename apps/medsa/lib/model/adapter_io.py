@@ -25,6 +25,7 @@ from lib.model.adapters import AdapterDims, PromptArm
 from lib.model.medsa import MedSA
 
 FORMAT_VERSION = 2
+LARGEST_IMAGE = 1024
 _WAY_OUT = "use another state folder (--conf state DIR) or go back to the base with cli.py rollback 0"
 _PROMPT_ADAPTER_1 = re.compile(
     r"^(decoder\.\d+)\.hyper\."
@@ -106,6 +107,25 @@ def load_adapter(folder: Path, model: MedSA, base_sha256: str, labels: Mapping[s
     return config
 
 
+def adapted(folder: Path, base: MedSA, base_sha256: str, labels: Mapping[str, int]) -> MedSA:
+    """A new network over the frozen weights of `base` with the adapter in `folder`, at the image size of its training.
+
+    Raises AdapterError like `load_adapter`, and for an image size that `base` cannot have.
+    """
+    size = read_adapter_config(folder).image_size
+    model = base
+    if size is not None and size != base.spec.image_size:
+        if type(size) is not int or not 0 < size <= LARGEST_IMAGE or size % base.spec.patch_size:
+            raise AdapterError(
+                f"adapter {folder.name}: image_size in {CONFIG_NAME}: {size!r} is not accepted; allowed: a multiple of "
+                f"{base.spec.patch_size} up to {LARGEST_IMAGE}"
+            )
+        model = base.at_size(size)
+    model = model.sibling()
+    load_adapter(folder, model, base_sha256, labels)
+    return model
+
+
 def tensors_sha256(folder: Path) -> str:
     """The SHA-256 of the trained tensors in `folder`: unlike a version's number, never that of another adapter.
 
@@ -131,8 +151,7 @@ def _check_made_for(
         )
     if config.image_size not in (None, model.spec.image_size):
         raise AdapterError(
-            f"adapter {name}: made for images of {config.image_size} pixels, not of {model.spec.image_size}; "
-            f"serve it with --conf image_size {config.image_size}, or {_WAY_OUT}"
+            f"adapter {name}: made for images of {config.image_size} pixels, not of {model.spec.image_size}"
         )
 
 

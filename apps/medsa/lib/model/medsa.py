@@ -230,11 +230,20 @@ class MedSA(nn.Module):
         return other.to(self.sam.device).train(self.training)
 
     def at_size(self, image_size: int) -> "MedSA":
-        """This network for images of another size: the same frozen weights and the same adapters, trained together."""
+        """This network for images of another size: the same frozen weights and the same adapters, trained together.
+
+        Raises ValueError for a size that is not made of whole patches.
+        """
+        if image_size % self.spec.patch_size or image_size < self.spec.patch_size:
+            raise ValueError(f"image_size {image_size}: a multiple of {self.spec.patch_size}")
         spec = replace(self.spec, image_size=image_size)
         other = MedSA(at_size(self.sam, spec), spec, self.dims, self.labels)
         other.adapters, other.trained = self.adapters, self.trained
         other._run_block = self._run_block
+        if other.precision == "bfloat16" and spec.grid**2 >= ROUNDED_DECODER_TOKENS:
+            other._rounded_decoder = self._rounded_decoder or decoder.rounded_to_bfloat16(
+                self.sam.mask_decoder
+            )
         return other.train(self.training)
 
     def _part(self, name: str) -> nn.ModuleList | None:

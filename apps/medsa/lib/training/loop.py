@@ -13,13 +13,11 @@ from lib.model.medsa import MedSA
 from lib.training.checkpoint import CheckpointFile
 from lib.training.clicks_first import NO_CLICKS, ClicksFirst
 from lib.training.learner import Diet, Learner, Stage, free_memory
-from lib.training.slabs import TrainingCase
+from lib.training.slabs import SMALLEST_GRID, TrainingCase
 from lib.training.world import ALONE, World
 
 WARMUP = 0.05  # share of the time over which the learning rate rises
 FLOOR = 0.02  # share of the learning rate left at the end
-# Tokens along a side of the smallest embedding that is trained on: below it an object is no more than a few of them.
-SMALLEST_GRID = 16
 REPORT_SECONDS = 1.0
 SMOOTHING = 0.95  # of the loss that is reported
 # Clicks may slow a run down to this share of its speed; then its time is over.

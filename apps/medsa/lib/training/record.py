@@ -19,7 +19,7 @@ class RunRecord:
     published one. `label_digests` has every label that
     was offered, skipped ones too. `trained_labels` are the labels in the cases of `trained`. `scores` has one entry
     per validation object, before and after. `half_way`: what was published is the mean of the serving and the trained
-    weights.
+    weights. `resumed` is the step of the checkpoint that it went on from (0: none), `events` are what was not planned.
     """
 
     decision: str
@@ -38,6 +38,8 @@ class RunRecord:
     scores: Mapping[str, tuple[ObjectScore, ...]] = field(default_factory=dict)
     steps: int = 0
     loss: float | None = None
+    resumed: int = 0
+    events: tuple[str, ...] = ()
     half_way: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 

@@ -20,19 +20,24 @@ from torch import Tensor
 
 from lib.errors import TrainingError
 from lib.memory import keep_freed_memory
-from lib.model.adapter_io import AdapterConfig, load_adapter, save_adapter
+from lib.model.adapter_io import AdapterConfig, adapted, save_adapter
 from lib.model.medsa import MedSA
 from lib.settings import Settings
 from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases, split
+from lib.training.checkpoint import FOLDER, CheckpointFile, remove_parts
+from lib.training.clicks_first import ClicksFirst
 from lib.training.gate import Decision, Scores, decide
+from lib.training.image_size import fitting_size
 from lib.training.loop import Progress, TrainOptions, TrainResult, train
+from lib.training.pending import pending_labels
 from lib.training.progress_file import ProgressFile, read_progress
 from lib.training.record import RunRecord, write_card
 from lib.training.releases import Releases
 from lib.training.request import RunRequest
-from lib.training.slabs import prepare_case
+from lib.training.slabs import TrainingCase, prepare_case
 from lib.training.validation import as_scores, validate
 from lib.training.viewpoint import Viewpoint
+from lib.training.world import ALONE, World
 from lib.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -59,6 +64,7 @@ def run_training(
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     should_stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> RunRecord:
     """Trains on `files` as `request` says, and publishes the result if the gate lets it.
 
@@ -70,7 +76,7 @@ def run_training(
     state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(state / "training.lock", timeout=LOCK_PATIENCE_S):
-            run = _Run(state, settings, request, device, code_version, clock, now, should_stop)
+            run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world)
             return run.execute(files, build_model)
     except Timeout as error:
         holder = read_progress(state).get("pid", "unknown")
@@ -92,12 +98,14 @@ class _Run:
         clock: Callable[[], float],
         now: Callable[[], datetime],
         should_stop: Callable[[], bool],
+        world: World,
     ) -> None:
+        self.state, self.world = state, world
         self.settings, self.request, self.code_version = settings, request, code_version
         self.clock, self.now, self.should_stop = clock, now, should_stop
         self.releases = Releases(state)
         task = settings.task
-        self.view = Viewpoint(task.labels, task.intensity, task.slice_axis, device)
+        self.view = Viewpoint(task.labels, task.intensity, task.slice_axis, device, task.flips)
         started = now()
         self.record = RunRecord(
             "failed",
@@ -114,6 +122,7 @@ class _Run:
         """The whole run; every end of it that is not a kill leaves a record."""
         try:
             self.releases.clean()
+            remove_parts(self.state)
             self._attempt(files, build_model)
         except Exception as error:
             self._note(decision="failed", reasons=(str(error) or type(error).__name__,))
@@ -129,12 +138,13 @@ class _Run:
             self.progress.version = champion
             self._note(champion=champion)
             training, validation = self._cases(files)
-            model, base_sha256 = self._serving_model(build_model)
-            spec = model.spec
-            prepared = [prepare_case(case, self.view, spec.image_size, spec.mask_size) for case in training]
+            base, base_sha256 = build_model()
+            served = self._served(base, base_sha256)
+            model, prepared = self._to_train(base if self.request.start == "base" else served, training)
         with self._stage("evaluating the serving version"):
-            before = self._scores(model, "champion", training, validation)
+            before = self._scores(served, "champion", training, validation)
         serving = model.adapter_state()
+        checkpoint = self._checkpoint(model, base_sha256)
         with self._stage("training"):
             result = train(
                 model,
@@ -143,8 +153,11 @@ class _Run:
                 clock=self.clock,
                 on_progress=self._on_progress,
                 should_stop=self.should_stop,
+                clicks=ClicksFirst.under(self.state),
+                checkpoint=checkpoint,
+                world=self.world,
             )
-        self._note(steps=result.steps, loss=_last_loss(result))
+        self._note(steps=result.steps, loss=_last_loss(result), resumed=result.resumed, events=result.events)
         if result.stopped:
             self._note(decision="stopped", reasons=("the run was asked to stop",))
             self.releases.record(self.record.to_json())
@@ -152,6 +165,40 @@ class _Run:
         with self._stage("evaluating the candidate"):
             decision, after = self._judge(model, serving, before, training, validation)
         self._conclude(model, base_sha256, decision, after)
+        # Not before: a kill in between evaluates again, and does not train again.
+        checkpoint.remove()
+
+    def _to_train(self, start: MedSA, training: Sequence[Case]) -> tuple[MedSA, list[TrainingCase]]:
+        """The network to train, and its cases.
+
+        One that was trained goes on at its image size; a fresh one takes that which fits the slices.
+        """
+        spec = start.spec
+        prepared = [prepare_case(case, self.view, spec.image_size, spec.mask_size) for case in training]
+        if start.trained or self.settings.serving.image_size is not None:
+            return start, prepared
+        size = fitting_size(spec, [case.geometry for case in prepared])
+        if size == spec.image_size:
+            return start, prepared
+        log.info("training on images of %d pixels, not %d: no slice has more voxels", size, spec.image_size)
+        model = start.at_size(size)
+        return model, [case.at_size(size, model.spec.mask_size) for case in prepared]
+
+    def _checkpoint(self, model: MedSA, base_sha256: str) -> CheckpointFile:
+        """What a training like this one goes on from after it was stopped or killed."""
+        identity = {
+            "kind": self.request.kind,
+            "start": self.request.start,
+            "champion": self.record.champion if self.request.start == "champion" else 0,
+            "base": base_sha256,
+            "labels": dict(self.view.labels),
+            "dims": asdict(model.dims) if model.dims is not None else {},
+            "image_size": model.spec.image_size,
+            "minutes": self._options().seconds / 60.0,
+            "code": self.code_version,
+        }
+        path = self.state / FOLDER / f"{self.request.kind}.pt"
+        return CheckpointFile(path, identity, self.settings.training.checkpoint_seconds)
 
     def _judge(
         self,
@@ -170,7 +217,8 @@ class _Run:
         margin = self.settings.training.gate_margin
         after = self._scores(model, "candidate", training, validation)
         decision = decide(before, after, margin)
-        if decision.publish:
+        if decision.publish or self.request.start == "base":
+            # There is no way between weights that do not come from each other.
             return decision, after
         trained = model.adapter_state()
         model.load_adapter_state({key: (serving[key] + value) / 2 for key, value in trained.items()})
@@ -211,18 +259,19 @@ class _Run:
     def _trained_before(self) -> set[str]:
         return {case_id for record in self.releases.records() for case_id in record.get("trained", ())}
 
-    def _serving_model(self, build_model: BuildModel) -> tuple[MedSA, str]:
-        """The model as it serves, and its base's SHA-256; raises AdapterError for an adapter that misfits."""
-        model, base_sha256 = build_model()
+    def _served(self, base: MedSA, base_sha256: str) -> MedSA:
+        """The network as it serves, which `base` is without a release.
+
+        Raises AdapterError for an adapter that misfits.
+        """
+        base.to(self.view.device)
         champion = self.releases.champion()
-        if champion is not None:
-            configured = model.dims
-            load_adapter(champion.folder, model, base_sha256, self.view.labels)
-            if model.dims != configured:
-                log.warning(
-                    "training goes on with the serving adapter's %s, not with %s", model.dims, configured
-                )
-        return model.to(self.view.device), base_sha256
+        if champion is None:
+            return base
+        served = adapted(champion.folder, base, base_sha256, self.view.labels)
+        if served.dims != base.dims and self.request.start == "champion":
+            log.warning("training goes on with the serving adapter's %s, not with %s", served.dims, base.dims)
+        return served
 
     def _scores(self, model: MedSA, who: str, training: Sequence[Case], validation: Sequence[Case]) -> Scores:
         objects = validate(model, validation, self.view)
@@ -269,7 +318,17 @@ class _Run:
             batch_slices=training.batch_slices,
             prompts_per_slice=training.prompts_per_slice,
             seed=training.seed,
+            small_share=training.small_share,
+            new=self._new_cases(),
+            new_share=training.new_share,
+            recorded_share=training.recorded_share,
         )
+
+    def _new_cases(self) -> frozenset[str]:
+        """Those whose label no finished run has seen; a full run learns from all alike."""
+        if self.request.kind == "full":
+            return frozenset()
+        return frozenset(pending_labels(self.record.label_digests, self.releases.records()))
 
     def _on_progress(self, progress: Progress) -> None:
         self.progress.write(

@@ -21,6 +21,9 @@ from lib.transforms.intensity import to_model_range
 FILLED_SHARE = 0.8  # of the slices of a step; the rest hold no voxel of their label
 BEYOND_SHARE = 0.6  # of the empty slices; these touch the object's end, where carrying must stop
 
+# Tokens along a side of the smallest embedding that is trained on: below it an object is no more than a few of them.
+SMALLEST_GRID = 16
+
 PlaneAxis = Literal["u", "v"]
 PLANE_AXES: tuple[PlaneAxis, ...] = ("u", "v")
 Slices = NDArray[np.intp]
