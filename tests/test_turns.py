@@ -338,3 +338,16 @@ def test_nobody_is_passed_twice_by_the_same_client(seed: int) -> None:
     for name in set(names):
         numbers = [int(entry.split()[1]) for entry in order if entry.startswith(f"{name} ")]
         assert numbers == sorted(numbers)
+
+
+def test_clicks_are_told_of_and_background_work_is_not():
+    told = []
+    turns = DeviceTurns(on_click=lambda: told.append(1))
+    with turns.turn(Asker(background=True)) as turn:
+        turn.give_way()
+    assert told == []
+    with turns.turn(Asker()) as turn:
+        assert len(told) == 1
+        turn.give_way()
+        assert len(told) == 2
+    assert len(told) == 3

@@ -14,6 +14,7 @@ from PIL import Image
 from lib.datastore import history, local
 from lib.datastore.local import MedsaDatastore
 from lib.errors import InputError, LabelError, NotFoundError, VolumeError
+from lib.prompts.promptset import PromptSet
 from lib.volume import Volume, load_volume, save_mask
 
 LABELS = {"object": 1, "other": 4}
@@ -330,6 +331,20 @@ def test_the_last_prompts_go_into_the_record_of_the_label(studies: Path, tmp_pat
     kept = [record["prompts"] for record in store.history.versions("a")]
     assert kept == [{"object": {"prompts": 1}}, {"object": {"prompts": 1}}, {}]
     assert (store.last_prompts.of("a"), store.last_prompts.of("b")) == ({}, {"object": {"prompts": 2}})
+
+
+def test_the_prompts_of_a_label_come_back_for_training(studies: Path, tmp_path: Path) -> None:
+    store = opened(studies)
+    label = str(write_label(tmp_path / "l.nii.gz"))
+    given = PromptSet(((1, 1, 1),), ((4, 4, 1),), label="object")
+    assert store.recorded_prompts("a") == {}
+    store.last_prompts.note("a", {"object": {"prompts": given.describe()}})
+    store.save_label("a", label, "original", {})
+    assert store.recorded_prompts("a") == {}
+    store.save_label("a", label, "final", {})
+    assert opened(studies).recorded_prompts("a") == {"object": given}
+    store.save_label("a", label, "final", {})
+    assert opened(studies).recorded_prompts("a") == {"object": given}
 
 
 def test_a_refused_label_takes_no_prompts_along(studies: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from lib.errors import TrainingError
+from lib.prompts.promptset import PromptSet
 from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases
 from lib.training.cases import CaseFile
 from lib.training.record import RunRecord
@@ -29,6 +30,9 @@ class Store:
     def get_label_uri(self, label_id: str, tag: str) -> str:
         return f"/studies/labels/{tag}/{label_id}.nii.gz"
 
+    def recorded_prompts(self, image_id: str) -> dict[str, PromptSet]:
+        return {"object": PromptSet(((1, 2, 3),))} if image_id == "a" else {}
+
 
 def test_the_labelled_cases_are_those_with_a_final_label() -> None:
     first, second = labelled_cases(Store())
@@ -46,6 +50,7 @@ def test_returns_what_became_of_the_run(tmp_path: Path) -> None:
     result = MedsaTrainer(run, tmp_path)({"model": "medsa"}, Store())
     assert result == {"decision": "published", "reasons": ["better"], "version": 1}
     assert [file.case_id for file in given] == ["a", "b"]
+    assert [dict(file.recorded) for file in given] == [{"object": PromptSet(((1, 2, 3),))}, {}]
 
 
 def test_a_run_that_cannot_start_fails(tmp_path: Path) -> None:

@@ -65,10 +65,12 @@ class Turn:
 
 
 class DeviceTurns:
-    """The turns of one device."""
+    """The turns of one device. `on_click` is called, quickly, whenever a click asks, goes on or is done."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, on_click: Callable[[], None] = lambda: None
+    ) -> None:
+        self._clock, self._on_click = clock, on_click
         self._lock = threading.Lock()
         self._holder: _Ticket | None = None
         # The waiting clients in the order in which they are served, each with its tickets, oldest first.
@@ -82,6 +84,7 @@ class DeviceTurns:
         Raises BusyError when the asker's deadline passes, ClientGoneError when the client leaves.
         """
         ticket = _Ticket(asker, self._clock())
+        self._tell(asker)
         with self._lock:
             self._line_of(asker).append(ticket)
             self._grant()
@@ -91,8 +94,14 @@ class DeviceTurns:
         finally:
             with self._lock:
                 self._leave(ticket)
+            self._tell(asker)
+
+    def _tell(self, asker: Asker) -> None:
+        if not asker.background:
+            self._on_click()
 
     def _give_way(self, ticket: _Ticket) -> None:
+        self._tell(ticket.asker)
         with self._lock:
             if self._holder is ticket and self._goes_later(ticket.asker):
                 ticket.granted.clear()

@@ -7,7 +7,7 @@ from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.datastore.local import MedsaDatastore
 from lib.errors import NotFoundError
 from lib.server.parts import Parts
-from lib.trainers.medsa_trainer import labelled_cases
+from lib.trainers.medsa_trainer import training_cases
 from lib.training.record import RunRecord
 from lib.training.request import RunRequest
 
@@ -30,7 +30,7 @@ def train_on_folder(parts: Parts, studies: Path) -> RunRecord:
         raise NotFoundError("studies", str(studies), "a folder of studies")
     # Not read_only: that would leave out files that were put into the folder since a server last ran on it.
     store = MedsaDatastore(str(studies), parts.settings.task.labels, parts.serving_version)
-    return parts.train(labelled_cases(store), RunRequest(trigger="command line"))
+    return parts.train(training_cases(store), RunRequest(trigger="command line"))
 
 
 def describe_run(record: RunRecord) -> str:

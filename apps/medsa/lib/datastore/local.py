@@ -30,6 +30,8 @@ from lib.datastore.lastprompts import LastPrompts
 from lib.datastore.names import check_image_id, check_tag
 from lib.errors import InputError, NotFoundError
 from lib.files import copy_beside, flush, write_text
+from lib.prompts.promptset import PromptSet
+from lib.prompts.recorded import recorded_prompts
 from lib.training.cases import label_digest
 from lib.volume import LABEL_SUFFIXES, SUFFIXES, load_volume, save_mask
 
@@ -163,6 +165,14 @@ class MedsaDatastore(LocalDatastore):
         self.label_path(label_id, tag)
         with self._transaction() as draft:
             draft.objects[label_id].labels[tag].info.update(info)
+
+    def recorded_prompts(self, image_id: str) -> dict[str, PromptSet]:
+        """The prompts that were last kept with a final label of the image, by label name ("" for none)."""
+        for record in reversed(self.history.versions(image_id)):
+            # A label that was saved again without another click has none of its own.
+            if record.get("tag") == FINAL and record.get("prompts"):
+                return recorded_prompts(record)
+        return {}
 
     def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> None:
         prompts = self.last_prompts.of(image_id)

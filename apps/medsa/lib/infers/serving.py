@@ -57,7 +57,7 @@ class View:
 
 
 class ServingModel:
-    """Follows the published version; `open_base` is called once, at the first need."""
+    """Follows the published version; `open_base` is called once, at the first need, `on_click` at every click."""
 
     def __init__(
         self,
@@ -66,10 +66,11 @@ class ServingModel:
         labels: Mapping[str, int],
         view: View,
         cache: EmbeddingCache,
+        on_click: Callable[[], None] = lambda: None,
     ) -> None:
         self._open_base, self._releases = open_base, releases
         self._labels, self._view, self.cache = dict(labels), view, cache
-        self.turns = DeviceTurns()
+        self.turns = DeviceTurns(on_click=on_click)
         self._lock = threading.Lock()
         self._base: OpenBase | None = None
         self._served: Served | None = None

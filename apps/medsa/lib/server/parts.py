@@ -17,6 +17,7 @@ from lib.model.medsa import MedSA
 from lib.settings import ServingSettings, Settings, load_settings
 from lib.trainers.children import announced_base
 from lib.training.cases import CaseFile
+from lib.training.clicks_first import ClickSign
 from lib.training.record import RunRecord
 from lib.training.releases import Release, Releases
 from lib.training.request import RunRequest
@@ -93,7 +94,9 @@ def _serving_model(settings: Settings, app_dir: Path, state: Path, releases: Rel
         return OpenBase(choice.name, choice.reason, sha256, model)
 
     view = View(task.intensity, task.slice_axis, torch_device(serving))
-    return ServingModel(open_base, releases, task.labels, view, _embedding_cache(serving, state))
+    return ServingModel(
+        open_base, releases, task.labels, view, _embedding_cache(serving, state), ClickSign(state).touch
+    )
 
 
 def _embedding_cache(serving: ServingSettings, state: Path) -> EmbeddingCache:

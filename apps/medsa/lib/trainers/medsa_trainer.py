@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class MedsaTrainer(TrainTask):
         """One run; raises TrainingError when it cannot start, InputError for a request
         that is not one."""
         become_child()
-        record = self._run(labelled_cases(datastore), RunRequest.parse(request))
+        record = self._run(training_cases(datastore), RunRequest.parse(request))
         log.info("training %s: %s", record.decision, "; ".join(record.reasons))
         return {"decision": record.decision, "reasons": list(record.reasons), "version": record.version}
 
@@ -67,4 +68,11 @@ def labelled_cases(datastore: Datastore) -> list[CaseFile]:
             case_id, Path(datastore.get_image_uri(case_id)), Path(datastore.get_label_uri(case_id, FINAL))
         )
         for case_id in sorted(datastore.get_labeled_images())
+    ]
+
+
+def training_cases(datastore: Datastore) -> list[CaseFile]:
+    """The same with the prompts that were kept with each label. It reads a record a case: not for every second."""
+    return [
+        replace(case, recorded=datastore.recorded_prompts(case.case_id)) for case in labelled_cases(datastore)
     ]
