@@ -29,9 +29,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = ROOT / "apps" / "medsa"
-sys.path.insert(0, str(APP))
+sys.path[:0] = [str(APP), str(ROOT / "benchmarks")]
 
-from lib.commands.client import MedsaClient  # noqa: E402 (the app is a folder, not an installed package)
+from loop_cases import CARDIAC_TUNED_ON, HIPPOCAMPUS_TUNED_ON  # noqa: E402 (folders, not packages)
+
+from lib.commands.client import MedsaClient  # noqa: E402
 from lib.commands.truth import find_cases, load_truth  # noqa: E402
 from lib.prompts.promptset import PromptSet  # noqa: E402
 from lib.prompts.simulate import first_click, next_click  # noqa: E402
@@ -67,38 +69,6 @@ class DataSet:
     test: tuple[str, ...]
     min_trainings: int | None = None  # None: no bar
     sure: bool = False  # whether the whole interval of the difference has to be above 0
-
-
-# How an object is carried from slice to slice (lib/propagation.py) was chosen by looking at these: no test uses them.
-HIPPOCAMPUS_TUNED_ON = frozenset(
-    f"hippocampus_{number:03d}"
-    for number in (
-        1,
-        15,
-        93,
-        130,
-        132,
-        150,
-        157,
-        161,
-        162,
-        163,
-        171,
-        184,
-        205,
-        212,
-        277,
-        292,
-        304,
-        305,
-        331,
-        351,
-    )
-)
-CARDIAC_TUNED_ON = (
-    *("SC-HF-I-01", "SC-HF-I-02", "SC-HF-I-04", "SC-HF-NI-11"),
-    *("SC-HF-NI-36", "SC-HYP-01", "SC-HYP-12", "SC-N-07"),
-)
 
 
 def hippocampus(data: Path) -> DataSet:

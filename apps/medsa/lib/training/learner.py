@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.errors import TrainingError
 from lib.memory import available_bytes, give_back_freed_memory
@@ -58,13 +58,23 @@ class Diet:
 
 
 class Learner:
-    """Optimizer, average and randomness of one run. `events` says in words what happened that was not planned."""
+    """Optimizer, average and randomness of one run. `events` says in words what happened that was not planned.
 
-    def __init__(self, model: MedSA, diet: Diet, seed: int, world: World) -> None:
+    `parameters` are what is trained: the adapters, where nothing else is said.
+    """
+
+    def __init__(
+        self,
+        model: MedSA,
+        diet: Diet,
+        seed: int,
+        world: World,
+        parameters: Sequence[nn.Parameter] | None = None,
+    ) -> None:
         self.model, self.diet, self.seed, self.world = model, diet, seed, world
         self.device = next(model.adapters.parameters()).device
         self.augment = Augmentation()
-        self.parameters = [parameter for parameter in model.adapters.parameters() if parameter.requires_grad]
+        self.parameters = list(model.adapters.parameters() if parameters is None else parameters)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=WEIGHT_DECAY)
         self.steps = 0

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from lib.errors import TrainingError
 from lib.model.medsa import MedSA
 from lib.training.checkpoint import CheckpointFile
@@ -81,8 +83,11 @@ def train(
     clicks: ClicksFirst = NO_CLICKS,
     checkpoint: CheckpointFile | None = None,
     world: World = ALONE,
+    parameters: Sequence[nn.Parameter] | None = None,
 ) -> TrainResult:
     """Trains `model.adapters` in place until `options.seconds` of work have passed on `clock`, or `should_stop()`.
+
+    With `parameters` it trains these instead, which is for comparisons.
 
     While somebody clicks it waits between steps (`clicks`), which is no work. With a `checkpoint` it goes on from what
     is there, saves what it has every now and then, and at the end. Raises TrainingError when there are no cases, the
@@ -90,7 +95,7 @@ def train(
     """
     if not cases:
         raise TrainingError("no labels: there is nothing to train on")
-    run = _Run(model, cases, options, world, checkpoint)
+    run = _Run(model, cases, options, world, checkpoint, parameters)
     model.train()
     before = reported = clock()
     stopped = False
@@ -141,11 +146,12 @@ class _Run:
         options: TrainOptions,
         world: World,
         checkpoint: CheckpointFile | None,
+        parameters: Sequence[nn.Parameter] | None,
     ) -> None:
         self.options, self.checkpoint, self.world = options, checkpoint, world
         weights = draw_weights([case.case_id for case in cases], options.new, options.new_share)
         diet = Diet(options.batch_slices, options.prompts_per_slice, weights, options.recorded_share)
-        self.learner = Learner(model, diet, options.seed, world)
+        self.learner = Learner(model, diet, options.seed, world, parameters)
         self.full = Stage(model, cases)
         self.small = _half_size(self.full) if options.small_share > 0 else None
         self.stage: Stage | None = None
