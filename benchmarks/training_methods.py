@@ -257,4 +257,3 @@ def _unet_mask(network: UNet, settings: Settings, case: Case, shape: tuple[int, 
     before = [(full - size) // 2 for full, size in zip(inside.shape, case.label.shape, strict=True)]
     cut = tuple(slice(start, start + size) for start, size in zip(before, case.label.shape, strict=True))
     return inside[cut]
-
