@@ -23,6 +23,7 @@ from network import Figure, described, machine, unmeasured  # noqa: E402
 from training_curves import curve_figures, learned_figures, plot  # noqa: E402
 from training_data import STUDIES, Study  # noqa: E402
 from training_kills import kill_figures  # noqa: E402
+from training_runs import added_figures, poison_figures  # noqa: E402
 
 from lib.memory import keep_freed_memory  # noqa: E402
 
@@ -34,7 +35,8 @@ def parts(options: argparse.Namespace) -> Mapping[str, Callable[[], list[Figure]
     """How each part is measured, in the order of the table."""
     seeds, out = (1 if options.quick else options.seeds), options.out
     learn, curve = (QUICK_MINUTES,) * 2 if options.quick else (options.learn_minutes, options.minutes)
-    trials = out / ("quick" if options.quick else "trials")
+    trials, runs = (out / ("quick" if options.quick else name) for name in ("trials", "runs"))
+    run_minutes = QUICK_MINUTES if options.quick else None  # None: as the settings say
 
     def of_studies(measure: Callable[[Study], list[Figure]]) -> list[Figure]:
         figures: list[Figure] = []
@@ -48,6 +50,8 @@ def parts(options: argparse.Namespace) -> Mapping[str, Callable[[], list[Figure]
     return {
         "learned": lambda: of_studies(lambda study: learned_figures(study, trials, learn, seeds)),
         "curves": lambda: of_studies(lambda study: curve_figures(study, trials, curve, seeds)),
+        "added": lambda: added_figures(STUDIES["hippocampus_mr"](options.data), runs, seeds, run_minutes),
+        "poison": lambda: poison_figures(STUDIES["hippocampus_mr"](options.data), runs, seeds, run_minutes),
         "kills": lambda: kill_figures(out / "kills", QUICK_KILLS if options.quick else KILLS),
         "clicks": lambda: _clicks(out / "clicks", 0.1 if options.quick else 1.0),
     }
@@ -67,7 +71,9 @@ def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Name
     )
     data = Path(os.environ.get("MEDSA_DATA") or ROOT.parent / "shared" / "data")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are written too")
-    parser.add_argument("--part", action="append", metavar="NAME", help="learned, curves, kills or clicks")
+    parser.add_argument(
+        "--part", action="append", metavar="NAME", help="of learned, curves, added, poison, kills, clicks"
+    )
     parser.add_argument(
         "--minutes", type=float, default=CURVE_MINUTES, help="CPU minutes a training of the curves"
     )

@@ -67,14 +67,14 @@ def settings_of(task: str) -> Settings:
 
 def untrained(settings: Settings) -> Trained:
     """The base as it is shipped."""
-    return _answering(settings, _base(settings), 0)
+    return answering(settings, _base(settings), 0)
 
 
 def adapters(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -> Trained:
     """medsa's training, from fresh adapters."""
     model, prepared = _at_fitting_size(_base(settings), settings, cases)
     result = train(model, prepared, options_of(settings, seconds, seed), clock=cpu_seconds)
-    return _answering(settings, model, result.steps)
+    return answering(settings, model, result.steps)
 
 
 def full_fine_tuning(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -> Trained:
@@ -88,7 +88,7 @@ def full_fine_tuning(settings: Settings, cases: Sequence[Case], seconds: float, 
     # Half-size images need positions of their own, which would be trained apart.
     options = replace(options_of(settings, seconds, seed), learning_rate=FULL_LEARNING_RATE, small_share=0.0)
     result = train(model, prepared, options, clock=cpu_seconds, parameters=trained)
-    return _answering(settings, model, result.steps)
+    return answering(settings, model, result.steps)
 
 
 def unet(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -> Trained:
@@ -115,6 +115,29 @@ def unet(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -
         steps += 1
     network.eval()
     return Trained(lambda case: _unet_mask(network, settings, case, shape), None, steps)
+
+
+def answering(settings: Settings, model: MedSA, steps: int) -> Trained:
+    """`model` as a server answers with it."""
+    view, (label,) = _view(settings), settings.task.labels
+
+    def predictor() -> Predictor:
+        return Predictor(model, "benchmark", view.intensity, view.slice_axis, EmbeddingCache(CACHE_BYTES))
+
+    def clicked(case: Case) -> float:
+        answering = predictor()
+        axis = slice_axis(case.volume.spacing_mm, view.slice_axis, case.volume.shape_ijk)
+        found = annotate(
+            lambda prompts: answering.predict(case.volume, prompts).mask,
+            case.label > 0,
+            1,
+            axis,
+            case.volume.spacing_mm,
+            label,
+        )
+        return found[0].dice
+
+    return Trained(lambda case: predictor().automatic_mask(case.volume, label) > 0, clicked, steps)
 
 
 METHODS: dict[str, Method] = {"adapters": adapters, "full fine-tuning": full_fine_tuning, "UNet": unet}
@@ -185,28 +208,6 @@ def _at_fitting_size(
     size = fitting_size(spec, [case.geometry for case in prepared])
     model = base if size == spec.image_size else base.at_size(size)
     return model, [case.at_size(size, model.spec.mask_size) for case in prepared]
-
-
-def _answering(settings: Settings, model: MedSA, steps: int) -> Trained:
-    view, (label,) = _view(settings), settings.task.labels
-
-    def predictor() -> Predictor:
-        return Predictor(model, "benchmark", view.intensity, view.slice_axis, EmbeddingCache(CACHE_BYTES))
-
-    def clicked(case: Case) -> float:
-        answering = predictor()
-        axis = slice_axis(case.volume.spacing_mm, view.slice_axis, case.volume.shape_ijk)
-        found = annotate(
-            lambda prompts: answering.predict(case.volume, prompts).mask,
-            case.label > 0,
-            1,
-            axis,
-            case.volume.spacing_mm,
-            label,
-        )
-        return found[0].dice
-
-    return Trained(lambda case: predictor().automatic_mask(case.volume, label) > 0, clicked, steps)
 
 
 def _unet_shape(cases: Sequence[Case]) -> tuple[tuple[int, int, int], tuple[Any, ...]]:
