@@ -28,6 +28,7 @@ from training_runs import added_figures, poison_figures  # noqa: E402
 from lib.memory import keep_freed_memory  # noqa: E402
 
 CURVE_MINUTES, LEARN_MINUTES, SEEDS, KILLS = 5.0, 20.0, 3, 100
+PARTS = ("learned", "curves", "added", "poison", "kills", "clicks")
 QUICK_MINUTES, QUICK_KILLS = 0.2, 3
 
 
@@ -72,7 +73,7 @@ def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Name
     data = Path(os.environ.get("MEDSA_DATA") or ROOT.parent / "shared" / "data")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are written too")
     parser.add_argument(
-        "--part", action="append", metavar="NAME", help="of learned, curves, added, poison, kills, clicks"
+        "--part", action="append", choices=PARTS, metavar="NAME", help=f"of {', '.join(PARTS)}"
     )
     parser.add_argument(
         "--minutes", type=float, default=CURVE_MINUTES, help="CPU minutes a training of the curves"

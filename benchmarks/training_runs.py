@@ -1,7 +1,7 @@
 """Runs that add to runs, as a server makes them: five new labels at a time, and labels that are wrong.
 
-Real runs (`lib.training.run`), gate and publishing included, on files as a server leaves them. After each run every tested
-case is annotated with the version that serves then.
+Real runs (`lib.training.run`), gate and publishing included, on files as a server leaves them. After each run the tested
+cases are annotated with the version that serves then.
 """
 
 import json
@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -93,10 +94,7 @@ class Workshop:
 
 def added_figures(study: Study, work: Path, seeds: int, minutes: float | None) -> list[Figure]:
     """`FIRST` labels, then `ADDED` more at a time; the matrix of all versions, and the three bars."""
-    runs = [
-        _kept(work / f"added-{seed}", lambda folder, s=seed: _add(study, folder, s, minutes))
-        for seed in range(seeds)
-    ]
+    runs = [_kept(work / f"added-{seed}", partial(_add, study, seed, minutes)) for seed in range(seeds)]
     longest = max(step.minutes for steps in runs for step in steps[2:])
     gains = [_change(steps, at, _new(at)) for steps in runs for at in range(2, len(steps))]
     losses = [_change(steps, at, "tested") for steps in runs for at in range(2, len(steps))]
@@ -114,10 +112,7 @@ def added_figures(study: Study, work: Path, seeds: int, minutes: float | None) -
 
 def poison_figures(study: Study, work: Path, seeds: int, minutes: float | None) -> list[Figure]:
     """`POISON_LABELS` more labels, a tenth of them of other cases: what the gate does, and who is named."""
-    runs = [
-        _kept(work / f"poison-{seed}", lambda folder, s=seed: _poison(study, folder, s, minutes))
-        for seed in range(seeds)
-    ]
+    runs = [_kept(work / f"poison-{seed}", partial(_poison, study, seed, minutes)) for seed in range(seeds)]
     held = [steps[2].decision != "published" or _change(steps, 2, "tested") >= WORSE_BAR for steps in runs]
     wrong = [set(steps[2].name.split(": ")[1].split(", ")) for steps in runs]
     named = [set(steps[2].suspicious) for steps in runs]
@@ -131,7 +126,7 @@ def poison_figures(study: Study, work: Path, seeds: int, minutes: float | None) 
     ]
 
 
-def _add(study: Study, work: Path, seed: int, minutes: float | None) -> list[Step]:
+def _add(study: Study, seed: int, minutes: float | None, work: Path) -> list[Step]:
     shop, cases = Workshop(study, work, minutes), study.load(study.first(FIRST + RUNS * ADDED, seed))
     first = FIRST * len(cases) // (FIRST + RUNS * ADDED)
     added = (len(cases) - first) // RUNS
@@ -146,7 +141,7 @@ def _add(study: Study, work: Path, seed: int, minutes: float | None) -> list[Ste
     return steps
 
 
-def _poison(study: Study, work: Path, seed: int, minutes: float | None) -> list[Step]:
+def _poison(study: Study, seed: int, minutes: float | None, work: Path) -> list[Step]:
     shop, cases = Workshop(study, work, minutes), study.load(study.first(FIRST + POISON_LABELS, seed))
     groups = {"tested": study.load(study.tested)[:TESTED]}
     steps = [Step("base", "", 0, 0.0, _dice(shop.serving(), groups))]
