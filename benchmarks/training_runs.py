@@ -1,7 +1,7 @@
 """Runs that add to runs, as a server makes them: five new labels at a time, and labels that are wrong.
 
-Real runs (`lib.training.run`), gate and publishing included, on files as a server leaves them. After each run the tested
-cases are annotated with the version that serves then.
+Real runs (`lib.training.run`), gate and publishing included, on files as a server leaves them. After each run the
+tested cases are annotated with the version that serves then.
 """
 
 import json

@@ -69,16 +69,21 @@ def run_training(
     """Trains on `files` as `request` says, and publishes the result if the gate lets it.
 
     `build_model()` gives the base with fresh adapters and the base file's SHA-256. `should_stop` ends the run
-    early, publishing nothing. Raises TrainingError when another run holds the lock, when there is no label,
+    early, publishing nothing. Of several workers (`world`) the first one does it all, and the others, whose record
+    says "followed", train along. Raises TrainingError when another run holds the lock, when there is no label,
     or fewer than two usable cases; whatever is raised after the lock was taken is recorded as a failed run.
     """
     keep_freed_memory()
+    if not world.leads:
+        run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world)
+        return run.follow(files, build_model)
     state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(state / "training.lock", timeout=LOCK_PATIENCE_S):
             run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world)
             return run.execute(files, build_model)
     except Timeout as error:
+        world.told(None)  # the others wait to hear what to train
         holder = read_progress(state).get("pid", "unknown")
         raise TrainingError(
             f"a training run is under way already (process {holder}); wait for its end"
@@ -100,7 +105,7 @@ class _Run:
         should_stop: Callable[[], bool],
         world: World,
     ) -> None:
-        self.state, self.world = state, world
+        self.state, self.world, self.plan_told = state, world, False
         self.settings, self.request, self.code_version = settings, request, code_version
         self.clock, self.now, self.should_stop = clock, now, should_stop
         self.releases = Releases(state)
@@ -125,6 +130,7 @@ class _Run:
             remove_parts(self.state)
             self._attempt(files, build_model)
         except Exception as error:
+            self._tell_plan(None)
             self._note(decision="failed", reasons=(str(error) or type(error).__name__,))
             self.releases.record(self.record.to_json())
             self._end()
@@ -140,23 +146,16 @@ class _Run:
             training, validation = self._cases(files)
             base, base_sha256 = build_model()
             served = self._served(base, base_sha256)
-            model, prepared = self._to_train(base if self.request.start == "base" else served, training)
+            model, prepared = self._to_train(base if self._starts_fresh() else served, training)
         with self._stage("evaluating the serving version"):
             before = self._scores(served, "champion", training, validation)
         serving = model.adapter_state()
         checkpoint = self._checkpoint(model, base_sha256)
         with self._stage("training"):
-            result = train(
-                model,
-                prepared,
-                self._options(),
-                clock=self.clock,
-                on_progress=self._on_progress,
-                should_stop=self.should_stop,
-                clicks=ClicksFirst.under(self.state),
-                checkpoint=checkpoint,
-                world=self.world,
+            self._tell_plan(
+                {"cases": self.record.trained, "champion": champion, "image_size": model.spec.image_size}
             )
+            result = self._train(model, prepared, checkpoint)
         self._note(steps=result.steps, loss=_last_loss(result), resumed=result.resumed, events=result.events)
         if result.stopped:
             self._note(decision="stopped", reasons=("the run was asked to stop",))
@@ -167,6 +166,54 @@ class _Run:
         self._conclude(model, base_sha256, decision, after)
         # Not before: a kill in between evaluates again, and does not train again.
         checkpoint.remove()
+
+    def follow(self, files: Sequence[CaseFile], build_model: BuildModel) -> RunRecord:
+        """What every worker but the first does: the same training on other slices, and nothing else."""
+        plan = self.world.told(None)
+        if plan is None:
+            raise TrainingError("the first worker did not get as far as training; its record says why")
+        cases, _ = load_cases([file for file in files if file.case_id in plan["cases"]], self.view.labels)
+        by_id = {case.case_id: case for case in cases}
+        missing = [case_id for case_id in plan["cases"] if case_id not in by_id]
+        if missing:
+            raise TrainingError(f"worker {self.world.rank} cannot read the cases {', '.join(missing)}")
+        self._note(champion=plan["champion"], decision="followed")
+        digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
+        self._note(label_digests=digests)
+        base, base_sha256 = build_model()
+        start = base.to(self.view.device) if self._starts_fresh() else self._served(base, base_sha256)
+        size = plan["image_size"]
+        model = start if start.spec.image_size == size else start.at_size(size)
+        spec = model.spec
+        training = [by_id[case_id] for case_id in plan["cases"]]
+        prepared = [prepare_case(case, self.view, spec.image_size, spec.mask_size) for case in training]
+        result = self._train(model, prepared, self._checkpoint(model, base_sha256))
+        self._note(steps=result.steps, loss=_last_loss(result), events=result.events)
+        return self.record
+
+    def _tell_plan(self, plan: dict[str, Any] | None) -> None:
+        """Tells the other workers what to train along with, once; None: nothing comes."""
+        if not self.plan_told:
+            self.plan_told = True
+            self.world.told(plan)
+
+    def _starts_fresh(self) -> bool:
+        return self.request.start == "base"
+
+    def _train(
+        self, model: MedSA, prepared: Sequence[TrainingCase], checkpoint: CheckpointFile
+    ) -> TrainResult:
+        return train(
+            model,
+            prepared,
+            self._options(),
+            clock=self.clock,
+            on_progress=self._on_progress,
+            should_stop=self.should_stop,
+            clicks=ClicksFirst.under(self.state),
+            checkpoint=checkpoint,
+            world=self.world,
+        )
 
     def _to_train(self, start: MedSA, training: Sequence[Case]) -> tuple[MedSA, list[TrainingCase]]:
         """The network to train, and its cases.
@@ -217,7 +264,7 @@ class _Run:
         margin = self.settings.training.gate_margin
         after = self._scores(model, "candidate", training, validation)
         decision = decide(before, after, margin)
-        if decision.publish or self.request.start == "base":
+        if decision.publish or self._starts_fresh():
             # There is no way between weights that do not come from each other.
             return decision, after
         trained = model.adapter_state()
@@ -331,6 +378,8 @@ class _Run:
         return frozenset(pending_labels(self.record.label_digests, self.releases.records()))
 
     def _on_progress(self, progress: Progress) -> None:
+        if not self.world.leads:
+            return
         self.progress.write(
             f"training: step {progress.steps}, loss {progress.loss:.3f}", progress.fraction, self.now()
         )
