@@ -28,14 +28,14 @@ from lib.training.request import RunRequest
 from lib.training.run import run_training
 from lib.training.world import world_of_this_process
 
-folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+folder, seconds, slices = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 # A negative time is a number of steps, whatever they take.
 clock = time.monotonic if seconds > 0 else itertools.count(0.0, 1.0).__next__
 torch.set_num_threads(1)
-files = [CaseFile(name, folder / f"{name}.nii.gz", folder / f"{name}.label.nii.gz") for name in sys.argv[3:]]
+files = [CaseFile(name, folder / f"{name}.nii.gz", folder / f"{name}.label.nii.gz") for name in sys.argv[4:]]
 settings = Settings(
     task=TaskSettings(name="test", description="", labels={"object": 1}, intensity=IntensitySettings()),
-    training=TrainingSettings(train_minutes=abs(seconds) / 60, batch_slices=2, prompts_per_slice=4, learning_rate=1e-2),
+    training=TrainingSettings(train_minutes=abs(seconds) / 60, batch_slices=slices, prompts_per_slice=4, learning_rate=1e-2),
     serving=ServingSettings(),
     bases={},
 )
@@ -65,7 +65,7 @@ def start(work, seconds, workers):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     environment = {**os.environ, "PYTHONPATH": str(APP), "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
-        [*command, str(folder / "worker.py"), str(folder), str(seconds), *names],
+        [*command, str(folder / "worker.py"), str(folder), str(seconds), str(4 // workers), *names],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -86,12 +86,12 @@ def test_two_workers_get_what_one_gets_within_noise(work):
     folder, _ = work
     dice = {}
     for workers in (1, 2):
-        process = start(work, -40, workers)
+        process = start(work, -80, workers)
         _, said = process.communicate(timeout=200)
         assert process.returncode == 0, said
         records = [record_of(folder, rank) for rank in range(workers)]
         assert records[0]["decision"] in ("published", "refused")
-        assert records[0]["steps"] == 40
+        assert records[0]["steps"] == 80
         if workers == 2:
             assert records[1]["decision"] == "followed"
             assert records[1]["steps"] == records[0]["steps"]
