@@ -9,7 +9,8 @@ from base_data import MissingSetError
 from loop_cases import CARDIAC_TUNED_ON, HIPPOCAMPUS_TUNED_ON
 
 from lib.commands.truth import find_cases, load_truth
-from lib.training.cases import Case, case_hash
+from lib.training.cases import Case
+from lib.training.choice import case_hash
 from lib.volume import load_volume
 
 LABELLED_VOLUMES, TESTED_VOLUMES, LABELLED_PATIENTS = 40, 60, 12

@@ -35,7 +35,9 @@ torch.set_num_threads(1)
 files = [CaseFile(name, folder / f"{name}.nii.gz", folder / f"{name}.label.nii.gz") for name in sys.argv[4:]]
 settings = Settings(
     task=TaskSettings(name="test", description="", labels={"object": 1}, intensity=IntensitySettings()),
-    training=TrainingSettings(train_minutes=abs(seconds) / 60, batch_slices=slices, prompts_per_slice=4, learning_rate=1e-2),
+    training=TrainingSettings(
+        train_minutes=abs(seconds) / 60, batch_slices=slices, prompts_per_slice=4, learning_rate=1e-2
+    ),
     serving=ServingSettings(),
     bases={},
 )
@@ -47,7 +49,9 @@ def build():
     return MedSA(build_sam(spec), spec, dims, ("object",)).eval(), "0" * 64
 
 with world_of_this_process() as world:
-    record = run_training(folder / "state", files, settings, build, request=RunRequest("full"), world=world, clock=clock)
+    record = run_training(
+        folder / "state", files, settings, build, request=RunRequest("full"), world=world, clock=clock
+    )
     Path(folder / f"record{world.rank}.json").write_text(json.dumps(record.to_json()))
 """
 

@@ -3,15 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lib.errors import TrainingStopped
 from lib.training import validation
-from lib.training.validation import ObjectScore, as_scores, validate
+from lib.training.validation import ObjectScore, agreements, as_scores, validate
 
 
-def test_every_label_of_every_case_is_annotated_with_two_clicks(tiny_model, unseen, view):
+def test_every_label_of_every_case_is_annotated_with_five_clicks(tiny_model, unseen, view):
     found = validate(tiny_model, unseen, view)
     assert [(score.case_id, score.label) for score in found] == [("case10", "object"), ("case11", "object")]
     for score in found:
-        assert len(score.clicks) == 2
+        assert len(score.clicks) == 5
         assert all(0 <= dice <= 1 for dice in (*score.clicks, score.automatic))
 
 
@@ -24,7 +25,7 @@ def test_a_case_without_the_label_gives_no_score(tiny_model, unseen, view):
     assert validate(tiny_model, [empty], view) == []
 
 
-def test_a_perfect_first_answer_counts_for_both_clicks(tiny_model, unseen, view, monkeypatch):
+def test_a_perfect_first_answer_counts_for_all_clicks(tiny_model, unseen, view, monkeypatch):
     class Perfect:
         def __init__(self, *args):
             pass
@@ -36,15 +37,42 @@ def test_a_perfect_first_answer_counts_for_both_clicks(tiny_model, unseen, view,
             return 0 * unseen[0].label
 
     monkeypatch.setattr(validation, "Predictor", Perfect)
-    assert validate(tiny_model, unseen[:1], view) == [ObjectScore("case10", "object", (1.0, 1.0), 0.0)]
+    assert validate(tiny_model, unseen[:1], view) == [ObjectScore("case10", "object", (1.0,) * 5, 0.0)]
 
 
-def test_scores_for_the_gate_hold_the_mean_over_the_clicks_of_each_case(unseen):
+def test_scores_for_the_gate_are_by_label_measure_and_case():
     objects = [
-        ObjectScore("case10", "object", (0.5, 0.7), 0.1),
-        ObjectScore("case11", "object", (0.8, 1.0), 0.2),
+        ObjectScore("case10", "object", (0.1, 0.2, 0.3, 0.4, 0.5), 0.6),
+        ObjectScore("case11", "object", (0.2, 0.3, 0.4, 0.5, 0.6), 0.7),
     ]
-    scores = as_scores(objects, unseen, ["object", "never validated"], {"object": 1, "never validated": 2})
-    assert scores.cases == ("case10", "case11")
-    assert scores.dice["object"] == pytest.approx((0.6, 0.9))
-    assert scores.dice["never validated"] == ()
+    scores = as_scores(objects, ["object", "never validated"], {"object": 1, "never validated": 2})
+    assert scores.dice["object"] == {
+        "1 click": {"case10": 0.1, "case11": 0.2},
+        "3 clicks": {"case10": 0.3, "case11": 0.4},
+        "5 clicks": {"case10": 0.5, "case11": 0.6},
+        "no clicks": {"case10": 0.6, "case11": 0.7},
+    }
+    assert all(cases == {} for cases in scores.dice["never validated"].values())
+
+
+def test_agreement_is_the_dice_without_clicks(tiny_model, unseen, view):
+    found = agreements(tiny_model, unseen, view)
+    automatic = [score.automatic for score in validate(tiny_model, unseen, view)]
+    assert [(one.case_id, one.label, one.dice) for one in found] == [
+        ("case10", "object", automatic[0]),
+        ("case11", "object", automatic[1]),
+    ]
+
+
+@pytest.mark.parametrize("look", [validate, agreements])
+def test_what_is_to_be_done_between_cases_may_end_it(tiny_model, unseen, view, look):
+    asked = []
+
+    def between():
+        asked.append(1)
+        if len(asked) == 2:
+            raise TrainingStopped("asked")
+
+    with pytest.raises(TrainingStopped):
+        look(tiny_model, unseen, view, between)
+    assert len(asked) == 2

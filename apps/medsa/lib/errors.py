@@ -60,6 +60,12 @@ class TrainingError(MedsaError):
     http_status = 409
 
 
+class TrainingStopped(MedsaError):
+    """Training ends because it was asked to; what it has is kept in its checkpoint."""
+
+    http_status = 409
+
+
 class UntrainedError(MedsaError):
     """An answer without clicks that nothing was trained for yet."""
 

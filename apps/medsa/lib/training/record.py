@@ -1,12 +1,15 @@
 """The record of a training run, and the card of the adapter it made."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lib.model.adapter_io import AdapterConfig
 from lib.training.cases import Skipped
-from lib.training.validation import ObjectScore
+from lib.training.gate import MEASURES
+from lib.training.suspicion import Suspicion
+from lib.training.validation import ObjectScore, as_scores
 
 HALF_WAY = " (the mean of the weights before and after them)"
 
@@ -15,11 +18,14 @@ HALF_WAY = " (the mean of the weights before and after them)"
 class RunRecord:
     """What one run did; a line of `runs.jsonl`. `decision` is "published", "refused", "stopped" or "failed".
 
-    `champion` served when the run began, `kind`, `trigger` and `start` are those of its RunRequest, `version` is the
-    published one. `label_digests` has every label that
-    was offered, skipped ones too. `trained_labels` are the labels in the cases of `trained`. `scores` has one entry
-    per validation object, before and after. `half_way`: what was published is the mean of the serving and the trained
-    weights. `resumed` is the step of the checkpoint that it went on from (0: none), `events` are what was not planned.
+    `champion` served when the run began, `kind`, `trigger` and `start` are those of its RunRequest, `version`
+    is the published one. `label_digests` has every label that was offered, skipped ones too. `trained_labels`
+    are the labels in the cases of `trained`. Of the cases that decided `validated` were never trained on, and
+    each part of `left_out` was judged by a model trained without it (`method` "leave one out"). `scores` has
+    one entry per object of those, before and after. `suspicious` labels were used, and should be looked at.
+    `half_way`: what was published is the mean of the weights before and after training. `resumed` is the step
+    of the checkpoint that it went on from (0: none), `events` are what was not planned. `view` and
+    `code_version` say under which circumstances the scores hold.
     """
 
     decision: str
@@ -33,14 +39,19 @@ class RunRecord:
     label_digests: Mapping[str, str] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
     validated: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, ...], ...] = ()
+    method: str = "held out"
     trained_labels: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     scores: Mapping[str, tuple[ObjectScore, ...]] = field(default_factory=dict)
     steps: int = 0
     loss: float | None = None
+    suspicious: tuple[Suspicion, ...] = ()
     resumed: int = 0
     events: tuple[str, ...] = ()
     half_way: bool = False
+    code_version: str = ""
+    view: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -51,8 +62,10 @@ class RunRecord:
 def write_card(config: AdapterConfig, record: RunRecord) -> str:
     """The adapter's README: what it was made from and how it did. Names no case: adapters travel."""
     rows = "\n".join(
-        f"| {label} | {_mean(record, 'champion', label)} | {_mean(record, 'candidate', label)} |"
+        f"| {label} | {measure} | {_mean(record, 'champion', label, measure)} | "
+        f"{_mean(record, 'candidate', label, measure)} |"
         for label in config.labels
+        for measure in MEASURES
     )
     return f"""---
 base_model: {config.base_name}
@@ -60,18 +73,25 @@ library_name: medsa
 ---
 # Adapter for {", ".join(config.labels)}
 
-Made {record.time} on top of version {record.champion} (0: the base alone), from {len(record.trained)}
-training cases in {record.steps} steps{HALF_WAY if record.half_way else ""}; compared on
-{len(record.validated)} cases never trained on.
+Made {record.time} on top of version {0 if record.start == "base" else record.champion} (0: the base alone),
+from {len(record.trained)} training cases in {record.steps} steps{HALF_WAY if record.half_way else ""}; compared
+with version {record.champion} on {_compared(record)}.
 
-| label | Dice before | Dice after |
-|---|---|---|
+| label | asked with | Dice before | Dice after |
+|---|---|---|---|
 {rows}
 
-Dice over whole volumes, mean over one and two simulated clicks. Base file: sha256 `{config.base_sha256}`.
+Dice over whole volumes; clicks are simulated. Base file: sha256 `{config.base_sha256}`.
 """
 
 
-def _mean(record: RunRecord, who: str, label: str) -> str:
-    values = [value for found in record.scores.get(who, ()) if found.label == label for value in found.clicks]
-    return f"{sum(values) / len(values):.3f}" if values else "-"
+def _compared(record: RunRecord) -> str:
+    validated, left_out = len(record.validated), sum(map(len, record.left_out))
+    if not left_out:
+        return f"{validated} cases never trained on"
+    return f"{left_out} cases by models trained without them (leave one out) and {validated} never trained on"
+
+
+def _mean(record: RunRecord, who: str, label: str, measure: str) -> str:
+    mean = as_scores(record.scores.get(who, ()), [label], {}).mean(label, measure)
+    return "-" if math.isnan(mean) else f"{mean:.3f}"

@@ -5,6 +5,8 @@ the lock of `lib.training.releases` (order: training lock, then releases lock). 
 readers, who need no lock. A killed run changes nothing that serves; what it left is removed by the next one.
 """
 
+import hashlib
+import json
 import logging
 import os
 import time
@@ -16,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from torch import Tensor
 
-from lib.errors import TrainingError
+from lib.errors import TrainingError, TrainingStopped
 from lib.memory import keep_freed_memory
 from lib.model.adapter_io import AdapterConfig, adapted, save_adapter
 from lib.model.medsa import MedSA
-from lib.settings import Settings
-from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases, split
+from lib.settings import Settings, TaskSettings
+from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases
 from lib.training.checkpoint import FOLDER, CheckpointFile, remove_parts
+from lib.training.choice import Choice, choose, group_of
 from lib.training.clicks_first import ClicksFirst
-from lib.training.gate import Decision, Scores, decide
+from lib.training.gate import Decision, Rules
 from lib.training.image_size import fitting_size
+from lib.training.judging import Exam, Judge, Verdict, Weights
+from lib.training.lineage import known_scores, seen_by, trained_labels
 from lib.training.loop import Progress, TrainOptions, TrainResult, train
 from lib.training.pending import pending_labels
 from lib.training.progress_file import ProgressFile, read_progress
@@ -35,7 +39,8 @@ from lib.training.record import RunRecord, write_card
 from lib.training.releases import Releases
 from lib.training.request import RunRequest
 from lib.training.slabs import TrainingCase, prepare_case
-from lib.training.validation import as_scores, validate
+from lib.training.suspicion import Agreement, suspects
+from lib.training.validation import ObjectScore, agreements, as_scores, validate
 from lib.training.viewpoint import Viewpoint
 from lib.training.world import ALONE, World
 from lib.version import VERSION
@@ -44,9 +49,8 @@ log = logging.getLogger(__name__)
 
 # The server holds the lock for an instant when it looks whether a run is under way.
 LOCK_PATIENCE_S = 1.0
-# Bounds the time a decision takes. Those beyond it, by hash, wait: trained on they could never validate again.
-MAX_VALIDATION_CASES = 12
-
+# Training cases that are looked at for labels that do not fit: a second or two each.
+MAX_LOOKED_AT = 60
 PLAIN_REQUEST = RunRequest()
 
 BuildModel = Callable[[], tuple[MedSA, str]]
@@ -108,7 +112,7 @@ class _Run:
         self.state, self.world, self.plan_told = state, world, False
         self.settings, self.request, self.code_version = settings, request, code_version
         self.clock, self.now, self.should_stop = clock, now, should_stop
-        self.releases = Releases(state)
+        self.releases, self.clicks = Releases(state), ClicksFirst.under(state)
         task = settings.task
         self.view = Viewpoint(task.labels, task.intensity, task.slice_axis, device, task.flips)
         started = now()
@@ -120,6 +124,8 @@ class _Run:
             kind=request.kind,
             trigger=request.trigger,
             start=request.start,
+            code_version=code_version,
+            view=_view_digest(task),
         )
         self.progress = ProgressFile(state, os.getpid(), started, 0)
 
@@ -129,6 +135,10 @@ class _Run:
             self.releases.clean()
             remove_parts(self.state)
             self._attempt(files, build_model)
+        except TrainingStopped as error:
+            self._tell_plan(None)
+            self._note(decision="stopped", reasons=(str(error),))
+            self.releases.record(self.record.to_json())
         except Exception as error:
             self._tell_plan(None)
             self._note(decision="failed", reasons=(str(error) or type(error).__name__,))
@@ -143,14 +153,14 @@ class _Run:
             champion = self.releases.champion_version()
             self.progress.version = champion
             self._note(champion=champion)
-            training, validation = self._cases(files)
+            cases, choice = self._cases(files)
             base, base_sha256 = build_model()
             served = self._served(base, base_sha256)
+            training = [cases[case_id] for case_id in choice.training]
             model, prepared = self._to_train(base if self._starts_fresh() else served, training)
         with self._stage("evaluating the serving version"):
-            before = self._scores(served, "champion", training, validation)
-        serving = model.adapter_state()
-        checkpoint = self._checkpoint(model, base_sha256)
+            before = self._champion_scores(served, [cases[case_id] for case_id in choice.judged])
+        start, checkpoint = model.adapter_state(), self._checkpoint(model, base_sha256)
         with self._stage("training"):
             self._tell_plan(
                 {"cases": self.record.trained, "champion": champion, "image_size": model.spec.image_size}
@@ -158,12 +168,20 @@ class _Run:
             result = self._train(model, prepared, checkpoint)
         self._note(steps=result.steps, loss=_last_loss(result), resumed=result.resumed, events=result.events)
         if result.stopped:
-            self._note(decision="stopped", reasons=("the run was asked to stop",))
-            self.releases.record(self.record.to_json())
-            return
+            raise TrainingStopped("the run was asked to stop")
+        trained = model.adapter_state()
+        exams = [Exam(tuple(cases[case_id] for case_id in choice.validation), trained)]
+        for number, fold in enumerate(choice.folds, 1):
+            with self._stage(f"leave-one-out, fold {number} of {len(choice.folds)}"):
+                exams.append(self._fold(model, start, prepared, cases, fold, len(choice.folds)))
         with self._stage("evaluating the candidate"):
-            decision, after = self._judge(model, serving, before, training, validation)
-        self._conclude(model, base_sha256, decision, after)
+            judge = self._judge(model, before, None if self._starts_fresh() else start, cases)
+            verdict = judge.judge(exams)
+            model.load_adapter_state(judge.weights(trained, verdict.share))
+            self._note_verdict(verdict)
+        with self._stage("looking for labels that do not fit"):
+            self._look_for_suspects(model, training, verdict)
+        self._conclude(model, base_sha256, verdict)
         # Not before: a kill in between evaluates again, and does not train again.
         checkpoint.remove()
 
@@ -210,7 +228,7 @@ class _Run:
             clock=self.clock,
             on_progress=self._on_progress,
             should_stop=self.should_stop,
-            clicks=ClicksFirst.under(self.state),
+            clicks=self.clicks,
             checkpoint=checkpoint,
             world=self.world,
         )
@@ -247,64 +265,132 @@ class _Run:
         path = self.state / FOLDER / f"{self.request.kind}.pt"
         return CheckpointFile(path, identity, self.settings.training.checkpoint_seconds)
 
+    def _fold(
+        self,
+        model: MedSA,
+        start: Weights,
+        prepared: Sequence[TrainingCase],
+        cases: Mapping[str, Case],
+        fold: Sequence[str],
+        folds: int,
+    ) -> Exam:
+        """Trains from the same start without the cases of `fold`; all folds together take as long as the run."""
+        model.load_adapter_state(start)
+        options = self._options()
+        result = train(
+            model,
+            [case for case in prepared if case.case_id not in fold],
+            replace(options, seconds=options.seconds / folds),
+            clock=self.clock,
+            on_progress=self._on_progress,
+            should_stop=self.should_stop,
+            clicks=self.clicks,
+        )
+        if result.stopped:
+            raise TrainingStopped("the run was asked to stop")
+        return Exam(tuple(cases[case_id] for case_id in fold), model.adapter_state())
+
     def _judge(
         self,
         model: MedSA,
-        serving: Mapping[str, Tensor],
-        before: Scores,
-        training: Sequence[Case],
-        validation: Sequence[Case],
-    ) -> tuple[Decision, Scores]:
-        """The gate on the trained weights and, where it refuses those, on the mean of them and the serving ones.
+        before: Sequence[ObjectScore],
+        start: Weights | None,
+        cases: Mapping[str, Case],
+    ) -> Judge:
+        training = self.settings.training
+        patient = self.settings.task.patient
+        rules = Rules(
+            training.gate_margin,
+            training.gate_confidence,
+            training.seed,
+            lambda case_id: group_of(case_id, patient),
+        )
+        return Judge(model, self.view, before, self._expected(cases), rules, start, self._between)
 
-        With few labels a run learns its cases better than the structure; half of the way often keeps what is general
-        (Wortsman et al., *Robust fine-tuning of zero-shot models*, CVPR 2022).
-        Leaves `model` with what was judged last.
+    def _note_verdict(self, verdict: Verdict) -> None:
+        self._note(
+            scores={**self.record.scores, "candidate": verdict.objects},
+            half_way=verdict.decision.publish and verdict.share < 1.0,
+        )
+
+    def _look_for_suspects(self, model: MedSA, training: Sequence[Case], verdict: Verdict) -> None:
+        """Names the labels, new ones or in a full run all, that the new weights agree with far less than with
+        others.
         """
-        margin = self.settings.training.gate_margin
-        after = self._scores(model, "candidate", training, validation)
-        decision = decide(before, after, margin)
-        if decision.publish or self._starts_fresh():
-            # There is no way between weights that do not come from each other.
-            return decision, after
-        trained = model.adapter_state()
-        model.load_adapter_state({key: (serving[key] + value) / 2 for key, value in trained.items()})
-        after = self._scores(model, "candidate", training, validation)
-        half_way = decide(before, after, margin)
-        reasons = tuple(f"half way to it: {reason}" for reason in half_way.reasons)
-        if half_way.publish:
-            self._note(half_way=True)
-            return Decision(True, reasons), after
-        return Decision(False, (*decision.reasons, *reasons)), after
+        new = self._new_cases()
+        looked_at = [case for case in training if self.request.kind == "full" or case.case_id in new]
+        found = agreements(model, looked_at[:MAX_LOOKED_AT], self.view, self._between)
+        judged = [Agreement(one.case_id, one.label, one.automatic) for one in verdict.objects]
+        known = {one.case_id for one in judged}
+        suspicious = suspects([*judged, *(one for one in found if one.case_id not in known)])
+        self._note(suspicious=suspicious)
+        for one in suspicious:
+            log.warning(
+                "the label %s of %s may be wrong: Dice %.2f, %.2f is usual; it is used all the same",
+                one.label,
+                one.case_id,
+                one.dice,
+                one.typical,
+            )
 
-    def _cases(self, files: Sequence[CaseFile]) -> tuple[list[Case], list[Case]]:
-        """The cases to train on and to validate on; raises TrainingError when there are too few."""
+    def _cases(self, files: Sequence[CaseFile]) -> tuple[dict[str, Case], Choice]:
+        """The usable cases by id, and what each is for; raises TrainingError when there are too few."""
         if not files:
             raise TrainingError("no labels: save a label first, training needs at least 2 labelled cases")
         digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
         self._note(label_digests=digests)
-        cases, skipped = load_cases(files, self.view.labels)
+        found, skipped = load_cases(files, self.view.labels)
         self._note(skipped=tuple(skipped))
         for case in skipped:
             log.warning("training skips %s: %s", case.case_id, case.reason)
-        by_id = {case.case_id: case for case in cases}
+        cases = {case.case_id: case for case in found}
         try:
-            train_ids, validation_ids = split(
-                by_id, self.settings.training.validation_fraction, self._trained_before()
-            )
+            choice = self._choose(cases)
         except TrainingError as error:
             raise TrainingError("; ".join([str(error), *_reasons(skipped)])) from error
-        validation_ids = validation_ids[:MAX_VALIDATION_CASES]
-        training = [by_id[key] for key in train_ids]
         self._note(
-            trained=tuple(train_ids),
-            validated=tuple(validation_ids),
-            trained_labels=tuple(_occurring(training, self.view.labels)),
+            trained=choice.training,
+            validated=choice.validation,
+            left_out=choice.folds,
+            method=choice.method,
+            trained_labels=tuple(_occurring([cases[key] for key in choice.training], self.view.labels)),
         )
-        return training, [by_id[key] for key in validation_ids]
+        return cases, choice
 
-    def _trained_before(self) -> set[str]:
-        return {case_id for record in self.releases.records() for case_id in record.get("trained", ())}
+    def _choose(self, cases: Mapping[str, Case]) -> Choice:
+        labels_of = {case_id: _occurring([case], self.view.labels) for case_id, case in cases.items()}
+        seen = seen_by(self.releases.records(), self.record.champion)
+        fraction, patient = self.settings.training.validation_fraction, self.settings.task.patient
+        return choose(labels_of, self._expected(cases), fraction, patient, seen)
+
+    def _expected(self, cases: Mapping[str, Case]) -> list[str]:
+        """The labels to be judged: those that occur, and those that the serving version has learned."""
+        learned = trained_labels(self.releases.records(), self.record.champion, self.view.labels)
+        occurring = _occurring(list(cases.values()), self.view.labels)
+        return [name for name in self.view.labels if name in occurring or name in learned]
+
+    def _champion_scores(self, served: MedSA, cases: Sequence[Case]) -> list[ObjectScore]:
+        """Those of its own publication where they hold still, else made now."""
+        known = known_scores(
+            self.releases.records(),
+            self.record.champion,
+            self.record.label_digests,
+            self.record.view,
+            self.code_version,
+        )
+        old = [one for one in known if one.case_id in {case.case_id for case in cases}]
+        done = {one.case_id for one in old}
+        new = validate(served, [case for case in cases if case.case_id not in done], self.view, self._between)
+        objects = [*old, *new]
+        self._note(scores={"champion": tuple(objects)})
+        self.progress.best_metric = as_scores(objects, list(self.view.labels), self.view.labels).overall
+        return objects
+
+    def _between(self) -> None:
+        """Before each case that is looked at: clicks first, and a stop is a stop."""
+        self.clicks.wait(self.should_stop)
+        if self.should_stop():
+            raise TrainingStopped("the run was asked to stop")
 
     def _served(self, base: MedSA, base_sha256: str) -> MedSA:
         """The network as it serves, which `base` is without a release.
@@ -320,16 +406,8 @@ class _Run:
             log.warning("training goes on with the serving adapter's %s, not with %s", served.dims, base.dims)
         return served
 
-    def _scores(self, model: MedSA, who: str, training: Sequence[Case], validation: Sequence[Case]) -> Scores:
-        objects = validate(model, validation, self.view)
-        self._note(scores={**self.record.scores, who: tuple(objects)})
-        occurring = _occurring([*training, *validation], self.view.labels)
-        scores = as_scores(objects, validation, occurring, self.view.labels)
-        if who == "champion":
-            self.progress.best_metric = scores.overall
-        return scores
-
-    def _conclude(self, model: MedSA, base_sha256: str, decision: Decision, after: Scores) -> None:
+    def _conclude(self, model: MedSA, base_sha256: str, verdict: Verdict) -> None:
+        decision = verdict.decision
         with self.releases.writing():
             if self.releases.champion_version() != self.record.champion:
                 decision = Decision(False, ("the serving version was changed during the run",))
@@ -343,7 +421,9 @@ class _Run:
                 lambda folder: save_adapter(folder, model, config, card), self.record.to_json()
             )
         self._note(version=release.version)
-        self.progress.version, self.progress.best_metric = release.version, after.overall
+        self.progress.version = release.version
+        after = as_scores(verdict.objects, list(self.view.labels), self.view.labels)
+        self.progress.best_metric = after.overall
 
     def _adapter_config(self, model: MedSA, base_sha256: str) -> AdapterConfig:
         return AdapterConfig(
@@ -399,6 +479,16 @@ class _Run:
         text = "; ".join([self.record.decision, *self.record.reasons])
         log.info("training run: %s", text)
         self.progress.write(text, 1.0, self.now(), running=False)
+
+
+def _view_digest(task: TaskSettings) -> str:
+    """Names how images and labels of a task are shown to a model: scores of the same cases compare only under one."""
+    shown = {
+        "labels": task.labels,
+        "intensity": task.intensity.model_dump(mode="json"),
+        "axis": task.slice_axis,
+    }
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _occurring(cases: Sequence[Case], labels: Mapping[str, int]) -> list[str]:

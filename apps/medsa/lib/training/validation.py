@@ -13,11 +13,14 @@ from lib.model.medsa import MedSA
 from lib.predictor import Predictor
 from lib.prompts.promptset import PromptSet
 from lib.training.cases import Case
-from lib.training.gate import Scores
+from lib.training.gate import MEASURES, Scores
+from lib.training.suspicion import Agreement
 from lib.training.viewpoint import Viewpoint
 from lib.transforms.geometry import slice_axis
 
-CLICKS = 2  # the first click, and one on the largest error
+CLICKS_OF = {"1 click": 1, "3 clicks": 3, "5 clicks": 5}
+NO_CLICKS = "no clicks"
+CLICKS = max(CLICKS_OF.values())
 CACHE_BYTES = 1 << 30  # one volume at a time; what does not fit is encoded again
 
 
@@ -31,14 +34,17 @@ class ObjectScore:
     automatic: float
 
 
-def validate(model: MedSA, cases: Sequence[Case], view: Viewpoint) -> list[ObjectScore]:
-    """Annotates every label of every case with `CLICKS` simulated clicks, as the server would answer them."""
+def validate(
+    model: MedSA, cases: Sequence[Case], view: Viewpoint, between: Callable[[], None] = lambda: None
+) -> list[ObjectScore]:
+    """Annotates every label of every case with `CLICKS` simulated clicks, as the server would answer them.
+
+    `between` is called before every case, and may raise to end it.
+    """
     found: list[ObjectScore] = []
     for case in cases:
-        # Its own cache a case: the key tells no training states apart, and a case is never looked at twice.
-        predictor = Predictor(
-            model, "validation", view.intensity, view.slice_axis, EmbeddingCache(CACHE_BYTES), view.device
-        )
+        between()
+        predictor = _predictor(model, view)
         for name, value in view.labels.items():
             truth = case.label == value
             if truth.any():
@@ -46,15 +52,20 @@ def validate(model: MedSA, cases: Sequence[Case], view: Viewpoint) -> list[Objec
     return found
 
 
-def as_scores(
-    objects: Sequence[ObjectScore], cases: Sequence[Case], expected: Sequence[str], labels: Mapping[str, int]
-) -> Scores:
-    """What the gate compares: for each `expected` label the mean Dice over the clicks, one a case."""
+def as_scores(objects: Sequence[ObjectScore], expected: Sequence[str], labels: Mapping[str, int]) -> Scores:
+    """What the gate compares: for each `expected` label the Dice of every measure, by case."""
     dice = {
-        label: tuple(sum(found.clicks) / len(found.clicks) for found in objects if found.label == label)
+        label: {
+            measure: {found.case_id: _measured(found, measure) for found in objects if found.label == label}
+            for measure in MEASURES
+        }
         for label in expected
     }
-    return Scores(dict(labels), tuple(case.case_id for case in cases), dice)
+    return Scores(dict(labels), dice)
+
+
+def _measured(found: ObjectScore, measure: str) -> float:
+    return found.automatic if measure == NO_CLICKS else found.clicks[CLICKS_OF[measure] - 1]
 
 
 def _score(
@@ -71,3 +82,26 @@ def _score(
 
 def _answer(predictor: Predictor, case: Case) -> Callable[[PromptSet], NDArray[np.bool_]]:
     return lambda prompts: predictor.predict(case.volume, prompts).mask > 0
+
+
+def agreements(
+    model: MedSA, cases: Sequence[Case], view: Viewpoint, between: Callable[[], None] = lambda: None
+) -> list[Agreement]:
+    """How far what the model finds without a click agrees with every label of every case."""
+    found: list[Agreement] = []
+    for case in cases:
+        between()
+        predictor = _predictor(model, view)
+        for name, value in view.labels.items():
+            truth = case.label == value
+            if truth.any():
+                automatic = predictor.automatic_mask(case.volume, name) > 0
+                found.append(Agreement(case.case_id, name, volume_dice(automatic, truth)))
+    return found
+
+
+def _predictor(model: MedSA, view: Viewpoint) -> Predictor:
+    # Its own cache a case: the key tells no training states apart, and a case is never looked at twice.
+    return Predictor(
+        model, "validation", view.intensity, view.slice_axis, EmbeddingCache(CACHE_BYTES), view.device
+    )

@@ -1,0 +1,122 @@
+"""Which cases a run trains on, and by which it is judged; pure functions, so that nothing has to be remembered.
+
+A patient (a case, where patients are not known) belongs to validation or to training by a hash of its name alone, for
+good: labels that are added move nothing, and what validates is never trained on.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lib.errors import TrainingError
+
+Method = Literal["held out", "leave one out"]
+# Below so many patients a mean says too little.
+MIN_GROUPS = 3
+# Bounds the time that a decision takes.
+MAX_CASES = 12
+MAX_FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Ids by what is done with them, each in the order of the hash.
+
+    `folds` are cases of `training` that a model is judged by which was trained without them: none where `validation` is
+    enough.
+    """
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    folds: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """The cases by which the serving version and the candidate are compared."""
+        return (*self.validation, *(case for fold in self.folds for case in fold))
+
+    @property
+    def method(self) -> Method:
+        """How the run is judged."""
+        return "leave one out" if self.folds else "held out"
+
+
+def group_of(case_id: str, patient: str | None) -> str:
+    """The patient in a case's id: the first group of the regular expression `patient`; the id where it says nothing."""
+    match = re.search(patient, case_id) if patient is not None else None
+    return match[1] if match is not None and match[1] else case_id
+
+
+def case_hash(name: str) -> float:
+    """A number in [0, 1) that depends on nothing but the name."""
+    digest = hashlib.sha256(name.encode("utf-8")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def choose(
+    labels_of: Mapping[str, Collection[str]],
+    expected: Collection[str],
+    fraction: float,
+    patient: str | None = None,
+    trained_before: Collection[str] = (),
+) -> Choice:
+    """Sorts usable cases, given by id with the labels that they hold.
+
+    A patient validates when its hash is below `fraction`, unless a case of it was trained on by what serves
+    (`trained_before`). Where these patients are fewer than MIN_GROUPS, or lack a label that is `expected`,
+    cases that what serves has not seen are left out one patient at a time, or several in at most MAX_FOLDS
+    folds. Raises TrainingError when there are fewer than two cases, or nothing to train on or to compare by.
+    """
+    ordered = sorted(labels_of, key=lambda case: (case_hash(group_of(case, patient)), case))
+    if len(ordered) < 2:
+        raise TrainingError(f"training needs at least 2 usable labelled cases, found {len(ordered)}")
+    seen = {group_of(case, patient) for case in trained_before}
+    held = [
+        case
+        for case in ordered
+        if (group := group_of(case, patient)) not in seen and case_hash(group) < fraction
+    ]
+    training = tuple(case for case in ordered if case not in held)
+    if not training:
+        raise TrainingError(
+            "no case is left to train on: all validate, by the hash of their names; label one more"
+        )
+    validation = _bounded(held, labels_of, expected)
+    enough = len({group_of(case, patient) for case in validation}) >= MIN_GROUPS
+    if enough and set(expected) <= _labels(validation, labels_of):
+        return Choice(training, validation)
+    folds = _folds([case for case in training if group_of(case, patient) not in seen], training, patient)
+    if not folds and not validation:
+        raise TrainingError(
+            "no case is left to compare by: the serving version was trained on all of them; label one more case"
+        )
+    return Choice(training, validation, folds)
+
+
+def _labels(cases: Iterable[str], labels_of: Mapping[str, Collection[str]]) -> set[str]:
+    return {label for case in cases for label in labels_of[case]}
+
+
+def _bounded(
+    held: list[str], labels_of: Mapping[str, Collection[str]], expected: Collection[str]
+) -> tuple[str, ...]:
+    """At most MAX_CASES of them: of every label the first few, then the first of all."""
+    chosen: list[str] = []
+    for label in sorted(expected):
+        with_it = [case for case in held if label in labels_of[case]]
+        chosen += [case for case in with_it[:MIN_GROUPS] if case not in chosen]
+    chosen += [case for case in held if case not in chosen][: max(0, MAX_CASES - len(chosen))]
+    return tuple(case for case in held if case in chosen)
+
+
+def _folds(unseen: list[str], training: tuple[str, ...], patient: str | None) -> tuple[tuple[str, ...], ...]:
+    """Patients dealt to folds in turn; none where nothing would be left to train on."""
+    groups = list(dict.fromkeys(group_of(case, patient) for case in unseen))
+    count = min(MAX_FOLDS, len(groups))
+    place = {group: number % count for number, group in enumerate(groups)} if count else {}
+    folds = tuple(
+        tuple(case for case in unseen if place[group_of(case, patient)] == fold) for fold in range(count)
+    )
+    return tuple(fold for fold in folds if len(fold) < len(training))

@@ -1,0 +1,182 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.errors import TrainingError
+from lib.training.choice import MAX_CASES, MAX_FOLDS, case_hash, choose, group_of
+
+IDS = st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=40, unique=True)
+FRACTIONS = st.floats(0.05, 0.6)
+PATIENT = r"^(p\d+)_"
+
+
+def all_with(ids, *labels):
+    return dict.fromkeys(ids, labels or ("liver",))
+
+
+def below(fraction, count, start=0, form="case{}"):
+    """`count` names with a hash below `fraction`."""
+    names = (form.format(number) for number in itertools.count(start))
+    return list(itertools.islice((name for name in names if case_hash(name) < fraction), count))
+
+
+def above(fraction, count, form="case{}"):
+    names = (form.format(number) for number in itertools.count())
+    return list(itertools.islice((name for name in names if case_hash(name) >= fraction), count))
+
+
+@given(IDS, FRACTIONS)
+def test_no_case_is_both_trained_on_and_judged_by(ids, fraction):
+    try:
+        choice = choose(all_with(ids), ["liver"], fraction)
+    except TrainingError:
+        return
+    assert choice.training
+    assert choice.judged
+    assert not set(choice.training) & set(choice.validation)
+    assert set(choice.training) | set(choice.validation) <= set(ids)
+    for fold in choice.folds:
+        assert fold
+        assert set(fold) < set(choice.training)
+    assert len(choice.folds) <= MAX_FOLDS
+    assert len(choice.judged) == len(set(choice.judged))
+
+
+@given(IDS, FRACTIONS, st.randoms(use_true_random=False))
+def test_a_case_stays_on_its_side_as_labels_are_added(ids, fraction, random):
+    random.shuffle(ids)
+    trained, validated = set(), set()
+    for count in range(2, len(ids) + 1):
+        try:
+            choice = choose(all_with(ids[:count]), ["liver"], fraction)
+        except TrainingError:
+            continue
+        trained |= set(choice.training)
+        validated |= set(choice.validation)
+    assert not trained & validated
+
+
+def test_it_does_not_depend_on_the_order_of_the_cases():
+    ids = [f"case{index}" for index in range(30)]
+    assert choose(all_with(ids), ["liver"], 0.3) == choose(all_with(ids[::-1]), ["liver"], 0.3)
+
+
+def test_three_patients_below_the_fraction_are_enough():
+    held, rest = below(0.2, 3), above(0.2, 5)
+    choice = choose(all_with([*held, *rest]), ["liver"], 0.2)
+    assert (choice.method, choice.folds) == ("held out", ())
+    assert set(choice.validation) == set(held)
+    assert set(choice.training) == set(rest)
+
+
+def test_with_fewer_cases_are_left_out_and_the_held_ones_still_count():
+    held, rest = below(0.2, 2), above(0.2, 3)
+    choice = choose(all_with([*held, *rest]), ["liver"], 0.2)
+    assert choice.method == "leave one out"
+    assert set(choice.validation) == set(held)
+    assert sorted(itertools.chain(*choice.folds)) == sorted(rest)
+    assert [len(fold) for fold in choice.folds] == [1, 1, 1]
+
+
+def test_many_cases_are_left_out_several_at_a_time():
+    choice = choose(all_with(above(0.2, 10)), ["liver"], 0.2)
+    assert sorted(map(len, choice.folds)) == [2, 2, 3, 3]
+
+
+def test_what_the_serving_version_was_trained_on_is_not_left_out():
+    old, new = above(0.2, 6)[:4], above(0.2, 6)[4:]
+    choice = choose(all_with([*old, *new]), ["liver"], 0.2, trained_before=old)
+    assert sorted(itertools.chain(*choice.folds)) == sorted(new)
+    assert set(choice.training) == {*old, *new}
+
+
+def test_a_case_that_was_trained_on_never_validates():
+    held, rest = below(0.2, 4), above(0.2, 5)
+    choice = choose(all_with([*held, *rest]), ["liver"], 0.2, trained_before=held[:1])
+    assert set(choice.validation) == set(held[1:])
+    assert held[0] in choice.training
+
+
+def test_a_label_that_no_held_case_has_is_left_out_for():
+    held, rest = below(0.2, 4), above(0.2, 4)
+    labels = {**all_with(held), **all_with(rest, "liver", "spleen")}
+    assert choose(labels, ["liver"], 0.2).method == "held out"
+    assert choose(labels, ["liver", "spleen"], 0.2).method == "leave one out"
+
+
+def test_of_many_held_cases_a_few_decide_among_them_every_label():
+    held = below(0.2, 30)
+    rare = held[-1]
+    labels = {**all_with([*held, *above(0.2, 3)]), rare: ("liver", "spleen")}
+    choice = choose(labels, ["liver", "spleen"], 0.2)
+    assert len(choice.validation) == MAX_CASES
+    assert rare in choice.validation
+    assert choice.method == "held out"
+
+
+def test_the_held_cases_beyond_the_bound_are_not_trained_on():
+    held, rest = below(0.2, 20), above(0.2, 3)
+    choice = choose(all_with([*held, *rest]), ["liver"], 0.2)
+    assert set(choice.training) == set(rest)
+
+
+def test_stacks_of_one_patient_are_never_apart():
+    ids = [f"p{number}_{moment}" for number in range(25) for moment in ("ED", "ES")]
+    choice = choose(all_with(ids), ["liver"], 0.2, PATIENT)
+    sides = [{group_of(case, PATIENT) for case in part} for part in (choice.training, choice.validation)]
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+    few = choose(all_with(ids[:6]), ["liver"], 1e-9, PATIENT)
+    assert [{group_of(case, PATIENT) for case in fold} for fold in few.folds]
+    for fold in few.folds:
+        assert len({group_of(case, PATIENT) for case in fold}) == 1
+        assert len(fold) == 2
+
+
+def test_a_patient_one_stack_of_whom_was_trained_on_does_not_validate_with_the_other():
+    (patient,) = below(0.2, 1, form="p{}")
+    choice = choose(
+        all_with([f"{patient}_ED", f"{patient}_ES", *above(0.2, 4)]),
+        ["liver"],
+        0.2,
+        PATIENT,
+        trained_before=[f"{patient}_ED"],
+    )
+    assert f"{patient}_ES" in choice.training
+
+
+@pytest.mark.parametrize(
+    ("case_id", "patient", "expected"),
+    [("p7_ED", PATIENT, "p7"), ("other", PATIENT, "other"), ("p7_ED", None, "p7_ED"), ("_x", "^(a?)_", "_x")],
+)
+def test_the_patient_is_the_group_of_the_pattern(case_id, patient, expected):
+    assert group_of(case_id, patient) == expected
+
+
+@pytest.mark.parametrize("ids", [[], ["only"]])
+def test_fewer_than_two_cases_are_refused_with_their_number(ids):
+    with pytest.raises(TrainingError, match=f"at least 2 usable labelled cases, found {len(ids)}"):
+        choose(all_with(ids), ["liver"], 0.2)
+
+
+def test_where_all_were_trained_on_by_what_serves_nothing_can_be_compared():
+    ids = above(0.2, 4)
+    with pytest.raises(TrainingError, match="was trained on all of them; label one more"):
+        choose(all_with(ids), ["liver"], 0.2, trained_before=ids)
+
+
+def test_where_all_validate_there_is_nothing_to_train_on():
+    with pytest.raises(TrainingError, match="label one more"):
+        choose(all_with(below(0.5, 4)), ["liver"], 0.5)
+
+
+def test_case_hashes_spread_over_the_unit_interval():
+    hashes = np.array([case_hash(f"case{index}") for index in range(2000)])
+    assert hashes.min() >= 0
+    assert hashes.max() < 1
+    counts, _ = np.histogram(hashes, bins=10, range=(0, 1))
+    assert counts.min() > 140
