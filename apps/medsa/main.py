@@ -21,7 +21,7 @@ from lib.server.parts import build_parts
 from lib.server.serve import begin_serving
 from lib.server.startup import or_exit
 from lib.trainers.medsa_trainer import MedsaTrainer
-from lib.training.lineage import trained_labels
+from lib.training.ancestry import trained_labels
 from lib.version import VERSION
 
 log = logging.getLogger(__name__)

@@ -38,6 +38,12 @@ def cases() -> list[Case]:
 
 
 @pytest.fixture
+def many_cases() -> list[Case]:
+    """By the hashes of their names half of them are below 0.3."""
+    return [ellipsoid(seed) for seed in range(10)]
+
+
+@pytest.fixture
 def unseen() -> list[Case]:
     return [ellipsoid(seed) for seed in range(10, 12)]
 

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 
 from lib.errors import AdapterError, TrainingError
 from lib.model.adapter_io import load_adapter
 from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
-from lib.training import run
-from lib.training.cases import case_hash, label_digest
+from lib.training import judging, run
+from lib.training.cases import label_digest
 from lib.training.loop import TrainResult
 from lib.training.pending import pending_labels
 from lib.training.progress_file import read_progress
 from lib.training.releases import Releases
+from lib.training.request import RunRequest
 from lib.training.run import run_training
 from lib.training.validation import ObjectScore
 
@@ -28,7 +30,10 @@ SHA = "0" * 64
 
 
 def settings(steps=2, labels=None, **training):
-    """A budget of `steps` steps on the clock of `go`, one second each."""
+    """A budget of `steps` steps on the clock of `go`, one second each.
+
+    Of the cases 0 to 3 by their hashes the first three validate.
+    """
     return Settings(
         task=TaskSettings(
             name="test",
@@ -37,7 +42,14 @@ def settings(steps=2, labels=None, **training):
             intensity=IntensitySettings(),
         ),
         training=TrainingSettings(
-            train_minutes=steps / 60, batch_slices=2, prompts_per_slice=4, learning_rate=1e-2, **training
+            **{
+                "train_minutes": steps / 60,
+                "batch_slices": 2,
+                "prompts_per_slice": 4,
+                "learning_rate": 1e-2,
+                "validation_fraction": 0.3,
+                **training,
+            }
         ),
         serving=ServingSettings(),
         bases={},
@@ -79,21 +91,31 @@ def releases(tmp_path):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Replaces the validation: each call gives the next Dice."""
+    """Replaces what validation finds: each time that cases are looked at, the next Dice."""
 
     def script(*values):
         left = iter(values)
-
-        def validate(model, cases, view):
-            dice = next(left)
-            return [ObjectScore(case.case_id, "object", (dice, dice), 0.5) for case in cases]
-
-        monkeypatch.setattr(run, "validate", validate)
+        monkeypatch.setattr(run, "agreements", lambda *arguments: [])
+        answer_with(monkeypatch, lambda model: next(left))
 
     return script
 
 
-def test_a_whole_run_trains_publishes_and_records(go, files, releases, tiny_model):
+def answer_with(monkeypatch, dice_of):
+    """Has every validation of some cases find `dice_of(model)` for all of them."""
+
+    def validate(model, cases, view, between):
+        if not cases:
+            return []
+        dice = dice_of(model)
+        return [ObjectScore(case.case_id, "object", (dice,) * 5, dice) for case in cases]
+
+    for module in (run, judging):
+        monkeypatch.setattr(module, "validate", validate)
+
+
+def test_a_whole_run_trains_publishes_and_records(go, many_cases, write_case, releases, tiny_model):
+    files = [write_case(case) for case in many_cases]
     record = go(files, settings(steps=40), code_version="test")
     assert record.decision == "published", record.reasons
     assert (record.champion, record.version, record.steps) == (0, 1, 40)
@@ -120,30 +142,25 @@ def test_a_worse_candidate_is_refused_and_its_labels_count_as_used(go, files, re
     record = go(files)
     assert record.decision == "refused"
     assert record.version is None
-    assert "object: Dice 0.8000 -> 0.7000" in record.reasons[0]
-    assert "half way to it: object: Dice 0.8000 -> 0.7500" in record.reasons[1]
+    assert "object, 1 click: Dice 0.8000 -> 0.7000" in record.reasons[0]
+    assert "half way to it: object, 1 click: Dice 0.8000 -> 0.7500" in record.reasons[4]
     assert releases.champion() is None
     digests = {file.case_id: label_digest(file.label) for file in files}
     assert pending_labels(digests, releases.records()) == []
 
 
 def test_the_second_run_starts_from_the_published_adapter(go, files, releases, scripted):
-    scripted(0.5, 0.6, 0.6, 0.7)
+    scripted(0.5, 0.6, 0.7)
     go(files)
     record = go(files)
+    assert {score.clicks[0] for score in record.scores["champion"]} == {0.6}
     assert (record.champion, record.version) == (1, 2)
     assert releases.champion_version() == 2
 
 
 def test_half_way_is_published_where_the_whole_way_is_refused(go, files, releases, monkeypatch, tiny_model):
     dice, states = iter((0.5, 0.4, 0.6)), []
-
-    def validate(model, cases, view):
-        states.append(model.adapter_state())
-        value = next(dice)
-        return [ObjectScore(case.case_id, "object", (value, value), 0.5) for case in cases]
-
-    monkeypatch.setattr(run, "validate", validate)
+    answer_with(monkeypatch, lambda model: states.append(model.adapter_state()) or next(dice))
     record = go(files, settings(steps=3))
     assert (record.decision, record.half_way) == ("published", True)
     load_adapter(releases.champion().folder, tiny_model, SHA, {"object": 1})
@@ -160,13 +177,150 @@ def test_nan_is_refused(go, files, releases, scripted):
     assert releases.champion() is None
 
 
-def test_a_label_without_a_validation_case_refuses(go, cases, write_case, monkeypatch):
-    first, *rest = sorted(cases, key=lambda case: case_hash(case.case_id))
-    files = [write_case(first), *(write_case(case, 2 * case.label) for case in rest)]
-    monkeypatch.setattr(run, "train", lambda *args, **kwargs: TrainResult(1, 1.0, (0.5,), False))
-    record = go(files, settings(labels={"object": 1, "rare": 2}, validation_fraction=1e-6))
+def test_a_label_that_was_learned_and_has_no_case_any_more_refuses(go, files, releases, scripted, tmp_path):
+    both = settings(labels={"object": 1, "rare": 2})
+    scripted(0.5, 0.6, 0.9, 0.9)
+    assert go(files, both).decision == "published"
+    records = tmp_path / "state" / "runs.jsonl"
+    records.write_text(
+        records.read_text().replace('"trained_labels": ["object"]', '"trained_labels": ["object", "rare"]')
+    )
+    record = go(files, both)
     assert record.decision == "refused"
     assert "rare: no validation case has this label" in record.reasons
+
+
+def test_with_few_labels_cases_are_left_out_by_models_trained_without_them(
+    go, cases, write_case, releases, monkeypatch
+):
+    trained_on, judged = [], []
+    train = run.train
+
+    def watched(model, prepared, *arguments, **named):
+        trained_on.append([case.case_id for case in prepared])
+        return train(model, prepared, *arguments, **named)
+
+    def validate(model, found, view, between):
+        judged.append(([case.case_id for case in found], model.adapter_state()["labels.weight"]))
+        dice = 0.5 if len(judged) == 1 else 0.6
+        return [ObjectScore(case.case_id, "object", (dice,) * 5, dice) for case in found]
+
+    monkeypatch.setattr(run, "train", watched)
+    for module in (run, judging):
+        monkeypatch.setattr(module, "validate", validate)
+    record = go([write_case(case) for case in cases], settings(steps=8, validation_fraction=0.2))
+    assert (record.decision, record.method) == ("published", "leave one out")
+    assert record.validated == ("case2",)
+    assert sorted(record.left_out) == [("case0",), ("case1",), ("case3",)]
+    whole, *without = trained_on
+    assert sorted(whole) == ["case0", "case1", "case3"]
+    assert sorted(map(sorted, without)) == [["case0", "case1"], ["case0", "case3"], ["case1", "case3"]]
+    champion, held, *folds = judged
+    assert sorted(champion[0]) == ["case0", "case1", "case2", "case3"]
+    assert held[0] == ["case2"]
+    for (found, weights), others in zip(folds, without, strict=True):
+        assert found == sorted({"case0", "case1", "case3"} - set(others))
+        assert not torch.equal(weights, held[1])
+    published = adapted_weights(releases)
+    assert torch.equal(published["labels.weight"], held[1]), "what is published was trained on all"
+    card = (releases.champion().folder / "README.md").read_text()
+    assert "3 cases by models trained without them (leave one out) and 1 never trained on" in " ".join(
+        card.split()
+    )
+
+
+def adapted_weights(releases):
+    return load_file(releases.champion().folder / "adapter_model.safetensors")
+
+
+def test_with_nothing_left_to_compare_by_the_run_says_what_to_do(go, cases, write_case, scripted):
+    few = [write_case(case) for case in cases if case.case_id != "case2"]
+    scripted(0.5, *(0.6,) * 9)
+    assert go(few, settings(validation_fraction=0.2)).decision == "published"
+    with pytest.raises(TrainingError, match="was trained on all of them; label one more case"):
+        go(few, settings(validation_fraction=0.2))
+
+
+def test_a_label_that_is_of_somewhere_else_is_named(go, many_cases, write_case, tiny_model):
+    """One of the training cases has its label in a corner."""
+    wrong = np.zeros_like(many_cases[6].label)
+    wrong[:4, :4, :4] = 1
+    files = [write_case(case, wrong if case.case_id == "case6" else None) for case in many_cases]
+    record = go(files, settings(steps=60), request=RunRequest("full", "command line"))
+    assert [one.case_id for one in record.suspicious] == ["case6"]
+    assert "case6" in record.trained
+    assert record.suspicious[0].dice < 0.1 < record.suspicious[0].typical
+
+
+def test_an_incremental_run_draws_new_cases_more_often(go, files, scripted, monkeypatch, releases):
+    seen = []
+    monkeypatch.setattr(
+        run, "train", lambda *args, **named: seen.append(args[2]) or TrainResult(1, 1.0, (0.5,), False)
+    )
+    scripted(0.5, 0.6)
+    go(files)
+    assert seen[0].new == {"case0", "case1", "case2", "case3"}
+    files[3].label.write_bytes(files[2].label.read_bytes())
+    scripted(0.7)
+    go(files)
+    assert seen[1].new == {"case3"}
+    scripted(0.8)
+    go(files, request=RunRequest("full", "nightly"))
+    assert seen[2].new == frozenset()
+
+
+def test_a_full_run_from_the_base_starts_afresh(go, files, scripted, releases, monkeypatch):
+    starts = []
+    train = run.train
+    monkeypatch.setattr(
+        run,
+        "train",
+        lambda model, *args, **named: starts.append(model.trained) or train(model, *args, **named),
+    )
+    scripted(0.5, 0.6)
+    go(files)
+    scripted(0.7)
+    record = go(files, request=RunRequest("full", "nightly", "base"))
+    assert starts == [False, False]
+    assert (record.decision, record.champion, record.version) == ("published", 1, 2)
+    assert "on top of version 0" in (releases.champion().folder / "README.md").read_text()
+
+
+def test_a_refused_run_from_the_base_has_no_half_way(go, files, scripted):
+    scripted(0.5, 0.6)
+    go(files)
+    scripted(0.4)
+    record = go(files, request=RunRequest("full", "nightly", "base"))
+    assert record.decision == "refused"
+    assert not any("half way" in reason for reason in record.reasons)
+
+
+def test_minutes_that_are_asked_for_count(go, files, scripted):
+    scripted(0.5, 0.6)
+    assert go(files, settings(steps=2), request=RunRequest(minutes=5 / 60)).steps == 5
+
+
+def test_a_stopped_run_goes_on_the_next_time(go, files, scripted, tmp_path):
+    asked = itertools.chain([False] * 5, itertools.repeat(True))
+    scripted(0.5)
+    stopped = go(files, settings(steps=6), should_stop=lambda: next(asked))
+    assert (stopped.decision, stopped.steps > 0) == ("stopped", True)
+    checkpoint = tmp_path / "state" / "checkpoints" / "incremental.pt"
+    assert checkpoint.exists()
+    scripted(0.5, 0.6)
+    record = go(files, settings(steps=6))
+    assert (record.decision, record.steps) == ("published", 6)
+    assert record.resumed == stopped.steps
+    assert not checkpoint.exists()
+
+
+def test_a_kind_of_its_own_has_a_checkpoint_of_its_own(go, files, scripted, tmp_path):
+    asked = itertools.chain([False] * 5, itertools.repeat(True))
+    scripted(0.5)
+    go(files, settings(steps=6), request=RunRequest("full", "nightly"), should_stop=lambda: next(asked))
+    scripted(0.5, 0.6)
+    assert go(files, settings(steps=6)).resumed == 0
+    assert (tmp_path / "state" / "checkpoints" / "full.pt").exists()
 
 
 def test_a_version_changed_during_the_run_refuses(go, files, releases, scripted):
@@ -243,9 +397,12 @@ def missing_label(write_case, case):
         (missing_label, "no such file"),
     ],
 )
-def test_a_bad_case_is_skipped_by_name_and_training_goes_on(go, cases, write_case, scripted, spoil, reason):
+def test_a_bad_case_is_skipped_by_name_and_training_goes_on(
+    go, many_cases, write_case, scripted, spoil, reason
+):
     scripted(0.5, 0.6)
-    files = [write_case(case) for case in cases[:3]] + [spoil(write_case, cases[3])]
+    good = [write_case(many_cases[place]) for place in (0, 1, 2, 4)]
+    files = [*good, spoil(write_case, many_cases[3])]
     record = go(files)
     assert record.decision == "published"
     (skipped,) = record.skipped
@@ -306,15 +463,6 @@ def test_an_adapter_of_other_labels_fails_and_says_so(go, files, cases, write_ca
         go(files, settings(labels={"object": 1, "other": 2}))
 
 
-def test_validation_takes_the_lowest_hashes_up_to_the_cap(go, cases, write_case, scripted, monkeypatch):
-    monkeypatch.setattr(run, "MAX_VALIDATION_CASES", 2)
-    scripted(0.5, 0.6)
-    record = go([write_case(case) for case in cases], settings(validation_fraction=0.999))
-    ordered = sorted((case.case_id for case in cases), key=case_hash)
-    assert list(record.validated) == ordered[:2]
-    assert list(record.trained) == ordered[3:]
-
-
 def test_progress_is_what_viewers_read(go, files, scripted, tmp_path, monkeypatch):
     scripted(0.5, 0.6)
     seen = []
@@ -364,13 +512,8 @@ def run_endlessly(go, files, state, ready):
 def test_a_kill_at_any_moment_leaves_a_serving_version_and_the_next_run_works(
     go, files, releases, tiny_model, tmp_path, monkeypatch
 ):
-    better = itertools.count(0.01, 0.001)
-
-    def validate(model, cases, view):
-        dice = next(better)
-        return [ObjectScore(case.case_id, "object", (dice, dice), 0.5) for case in cases]
-
-    monkeypatch.setattr(run, "validate", validate)
+    # It goes up in all processes alike, and from run to run.
+    answer_with(monkeypatch, lambda model: time.monotonic() / 1e9 % 1)
     # Forked: a new interpreter would spend seconds on imports.
     context = multiprocessing.get_context("fork")
     waits = random.Random(1)

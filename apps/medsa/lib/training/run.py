@@ -24,6 +24,7 @@ from lib.memory import keep_freed_memory
 from lib.model.adapter_io import AdapterConfig, adapted, save_adapter
 from lib.model.medsa import MedSA
 from lib.settings import Settings, TaskSettings
+from lib.training.ancestry import known_scores, seen_by, trained_labels
 from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases
 from lib.training.checkpoint import FOLDER, CheckpointFile, remove_parts
 from lib.training.choice import Choice, choose, group_of
@@ -31,7 +32,6 @@ from lib.training.clicks_first import ClicksFirst
 from lib.training.gate import Decision, Rules
 from lib.training.image_size import fitting_size
 from lib.training.judging import Exam, Judge, Verdict, Weights
-from lib.training.lineage import known_scores, seen_by, trained_labels
 from lib.training.loop import Progress, TrainOptions, TrainResult, train
 from lib.training.pending import pending_labels
 from lib.training.progress_file import ProgressFile, read_progress

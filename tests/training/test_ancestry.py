@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lib.training.lineage import known_scores, made_by, seen_by, trained_labels
+from lib.training.ancestry import known_scores, made_by, seen_by, trained_labels
 from lib.training.validation import ObjectScore
 
 LABELS = ("liver", "spleen", "kidney")
