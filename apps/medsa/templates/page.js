@@ -6,19 +6,23 @@
   for (const section of document.querySelectorAll("section[id]")) known.set(section.id, section.outerHTML);
 
   function inUse(section) {
-    return section.contains(document.activeElement) || section.querySelector("details[open] form") !== null;
+    return section.querySelector("details[open] form") !== null;
   }
 
   function exchange(fresh) {
     const old = document.getElementById(fresh.id);
     const html = fresh.outerHTML;
     if (!old || known.get(fresh.id) === html || inUse(old)) return;
-    for (const details of old.querySelectorAll("details[open][id]")) {
-      const again = fresh.querySelector("#" + CSS.escape(details.id));
+    const placed = document.importNode(fresh, true);
+    const focused = old.contains(document.activeElement) ? document.activeElement.closest("details") : null;
+    for (const details of old.querySelectorAll("details[open]")) {
+      const again = placed.querySelector("#" + CSS.escape(details.id));
       if (again) again.open = true;
     }
     known.set(fresh.id, html);
-    old.replaceWith(document.importNode(fresh, true));
+    old.replaceWith(placed);
+    const summary = focused && placed.querySelector("#" + CSS.escape(focused.id) + " > summary");
+    if (summary) summary.focus({ preventScroll: true });
   }
 
   async function refresh() {
