@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
 from lib.errors import InputError
@@ -74,10 +73,9 @@ def page_renderer(templates: Path) -> Callable[[PageState], HTMLResponse]:
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "same-origin",
     }
-    fixed = {"style": Markup(style), "script": Markup(script), "svg": Markup}
 
     def render(state: PageState) -> HTMLResponse:
-        document = environment.get_template("page.html").render(page=state, **fixed)
+        document = environment.get_template("page.html").render(page=state, style=style, script=script)
         return HTMLResponse(document, headers=headers)
 
     return render
