@@ -69,6 +69,7 @@ def test_a_run_is_read_back_with_mlflow_and_tensorboard(tmp_path: Path) -> None:
         tracked.finish(record())
     (run,) = runs_of(tmp_path)
     assert run.info.status == "FINISHED"
+    assert run.info.start_time <= run.info.end_time
     assert run.data.params == {
         "kind": "incremental",
         "trigger": "labels",

@@ -124,12 +124,12 @@ def run(
     mapping in it is spread over names with dots. `clock` gives seconds since 1970. What the block raises goes through,
     and marks the run as failed.
     """
-    flat = _flat(params)
+    flat, began_ms = _flat(params), int(clock() * 1000)
     name = f"{flat.get('time', 'run')}-{flat.get('kind', 'training')}"
     tracked = Tracked(
         {
             "TensorBoard": lambda: _TensorBoard(state / CURVES / _plain(name)),
-            "MLflow": lambda: _Mlflow(state, name, flat, int(clock() * 1000)),
+            "MLflow": lambda: _Mlflow(state, name, flat, began_ms),
         },
         clock,
     )
