@@ -106,6 +106,22 @@ def test_rollback_moves_the_pointer_and_refuses_what_is_not_there(
     assert "version: 9 is not accepted" in capsys.readouterr().err
 
 
+def test_rollback_without_a_version_goes_to_what_served_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_version(tmp_path)
+    write_version(tmp_path)
+    assert cli.main(["rollback", "--state", str(tmp_path)]) == 0
+    assert cli.main(["releases", "--state", str(tmp_path), "rollback"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "version 1 serves now",
+        "version 0 serves now: the base without adapter",
+    ]
+    assert cli.main(["rollback", "--state", str(tmp_path)]) == 2
+    assert cli.main(["releases", "rollback", "2", "--state", str(tmp_path)]) == 0
+    assert Releases(tmp_path).champion_version() == 2
+
+
 def test_train_without_a_label_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     studies = tmp_path / "studies"
     studies.mkdir()

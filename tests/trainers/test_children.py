@@ -51,7 +51,10 @@ def test_a_child_of_the_server_goes_on() -> None:
 def test_the_base_is_the_servers_once_it_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (children.SERVER_PID, children.SERVER_BASE, "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "inherited from who knows where")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "")  # so that it is put back as it was
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
     children.announce_server()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert children.announced_base() is None
     children.announce_base("vit_t")
     assert children.announced_base() == "vit_t"

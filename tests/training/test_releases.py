@@ -1,10 +1,11 @@
+import json
 import multiprocessing
 import random
 import time
 
 import pytest
 
-from lib.errors import AdapterError, NotFoundError
+from lib.errors import AdapterError, InputError, NotFoundError
 from lib.training.releases import Releases
 
 
@@ -202,3 +203,144 @@ def test_a_kill_at_any_moment_of_publishing_leaves_a_loadable_champion(tmp_path)
     assert releases.champion() == release
     assert releases.records()[-1]["version"] == release.version
     assert list((state / "releases").glob(".*")) == []
+
+
+def publish(releases, *parents):
+    """One version after the other, each while that of `parents` serves."""
+    for number in range(1, 1 + len(parents)):
+        if parents[number - 1] != releases.champion_version():
+            releases.rollback(parents[number - 1], "then")
+        releases.publish(writer(str(number)), {"decision": "published", "champion": parents[number - 1]})
+
+
+def test_a_rollback_without_a_version_goes_back_step_by_step(releases):
+    publish(releases, 0, 1, 2)
+    for expected in (2, 1, 0):
+        assert releases.rollback_target() == expected
+        releases.rollback(None, "today")
+        assert releases.champion_version() == expected
+    with pytest.raises(NotFoundError, match=r"version: None .* one of \[0, 1, 2, 3\]; the base serves"):
+        releases.rollback(None, "today")
+
+
+def test_a_rollback_without_a_version_goes_where_the_champion_came_from(releases):
+    publish(releases, 0, 1, 1)
+    assert releases.rollback(None, "today", "ann").version == 1
+    assert releases.records()[-1]["by"] == "ann"
+
+
+def test_pruning_keeps_the_newest_the_champion_and_the_one_before_it(releases, tmp_path):
+    publish(releases, 0, 1, 2, 2, 4)
+    releases.rollback(4, "today")
+    assert releases.prune(1, "tonight", "ann") == [1, 3]
+    assert releases.versions() == [0, 2, 4, 5]
+    assert releases.records()[-1] == {
+        "decision": "pruned",
+        "time": "tonight",
+        "champion": 4,
+        "versions": [1, 3],
+        "keep": 1,
+        "by": "ann",
+    }
+    assert releases.record_of(3) == {"decision": "published", "champion": 2, "version": 3}
+    assert content(releases.champion()) == "4"
+    assert [path.name for path in (tmp_path / "state" / "releases").iterdir() if path.is_dir()] != []
+    assert list((tmp_path / "state" / "releases").glob(".tmp-*")) == []
+    assert releases.prune(1, "later") == []
+    assert len(releases.records()) == 5 + 1 + 1 + 1  # published, two rollbacks, one pruning
+
+
+def test_a_pruned_version_is_gone_for_good_and_the_error_says_so(releases):
+    publish(releases, 0, 1, 2)
+    releases.prune(1, "2026-01-02")
+    with pytest.raises(
+        NotFoundError, match=r"one of \[0, 2, 3\]; the weights of version 1 were pruned on 2026"
+    ):
+        releases.rollback(1, "today")
+    with pytest.raises(NotFoundError, match="were pruned"):
+        releases.release(1)
+    assert releases.champion_version() == 3
+    releases.rollback(2, "today")
+    assert releases.rollback(None, "today") is None  # version 1 is left out
+
+
+def test_a_number_is_never_given_twice(releases):
+    publish(releases, 0, 1, 2)
+    releases.prune(1, "today")
+    for version in (2, 3):
+        (releases.release(version).folder / "adapter_model.safetensors").unlink()
+        releases.release(version).folder.rmdir()
+    assert releases.versions() == [0]
+    assert releases.publish(writer("four"), {"decision": "published"}).version == 4
+
+
+@pytest.mark.parametrize("keep", [0, -1, True, 1.5, "2", None])
+def test_pruning_refuses_what_is_no_number_of_versions(releases, keep):
+    publish(releases, 0, 1)
+    with pytest.raises(InputError, match=r"keep: .* at least 1"):
+        releases.prune(keep, "today")
+    assert releases.versions() == [0, 1, 2]
+
+
+def test_pruning_needs_to_know_what_serves(releases, tmp_path):
+    publish(releases, 0, 1, 2)
+    (tmp_path / "state" / "champion.json").write_text("{")
+    with pytest.raises(AdapterError, match="names no version"):
+        releases.prune(1, "today")
+    assert releases.versions() == [0, 1, 2, 3]
+
+
+def test_what_cannot_be_done_leaves_no_state_folder(releases, tmp_path):
+    with pytest.raises(NotFoundError):
+        releases.rollback(3, "today")
+    assert not (tmp_path / "state").exists()
+
+
+def prune_endlessly(state, ready):
+    releases = Releases(state)
+    ready.set()
+    while True:
+        releases.publish(writer("x" * 50_000), {"decision": "published"})
+        releases.prune(2, "now")
+
+
+def test_a_kill_at_any_moment_of_pruning_loses_nothing_that_is_needed(tmp_path):
+    state = tmp_path / "state"
+    context = multiprocessing.get_context("fork")
+    waits = random.Random(1)
+    for _ in range(12):
+        ready = context.Event()
+        process = context.Process(target=prune_endlessly, args=(state, ready))
+        process.start()
+        assert ready.wait(60)
+        time.sleep(waits.uniform(0.0, 0.05))
+        process.kill()
+        process.join()
+        releases = Releases(state)
+        champion = releases.champion()
+        assert champion is None or len(content(champion)) == 50_000
+        for version in releases.versions()[1:]:
+            assert len(content(releases.release(version))) == 50_000
+    for _ in range(3):
+        releases.publish(writer("x" * 50_000), {"decision": "published"})
+    releases.prune(2, "at last")
+    kept, records = releases.versions()[1:], releases.records()
+    assert len(kept) == 2
+    pruned = [version for record in records for version in record.get("versions", ())]
+    published = [record["version"] for record in records if record["decision"] == "published"]
+    assert len(published) == len(set(published))
+    # A version that a kill kept from serving has no record of its own.
+    assert set(published) <= {*pruned, *kept}
+    assert set(pruned).isdisjoint(kept)
+    assert len(pruned) == len(set(pruned))
+    assert not (state / "releases" / "pruning.json").exists()
+
+
+def test_a_pruning_that_was_cut_off_is_finished_by_the_next_writer(releases, tmp_path):
+    publish(releases, 0, 1, 2)
+    record = {"decision": "pruned", "time": "then", "champion": 3, "versions": [1], "keep": 2}
+    (tmp_path / "state" / "releases" / "pruning.json").write_text(json.dumps(record))
+    assert releases.versions() == [0, 1, 2, 3]
+    releases.record({"decision": "refused"})
+    assert releases.versions() == [0, 2, 3]
+    assert releases.records()[-2:] == [record, {"decision": "refused"}]

@@ -17,7 +17,7 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         "--conf",
         nargs=2,
         action="append",
-        default=[],
+        default=[] if parser.argument_default is None else parser.argument_default,
         metavar=("KEY", "VALUE"),
         help="any setting, as for the server; may be repeated",
     )

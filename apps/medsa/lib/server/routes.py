@@ -1,5 +1,6 @@
 """Puts medsa's own routes before MONAI Label's in the running FastAPI server."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -8,19 +9,26 @@ from lib.server.body_limit import limit_bodies
 from lib.server.datastore_routes import datastore_router
 from lib.server.infer_routes import infer_router
 from lib.server.loop import Housekeeping
+from lib.server.page import page_state
+from lib.server.page_routes import page_router
 from lib.server.parts import Parts
+from lib.server.queue_view import QueueView
+from lib.server.release_routes import release_router
 from lib.server.session_routes import session_router
 from lib.server.task_routes import task_router
 
 
 def add_routes(server: FastAPI, app: Any, parts: Parts, housekeeping: Housekeeping) -> None:
     """The first route that matches answers, so ours have to come first; the body limit is for all routes."""
-    serving = parts.settings.serving
+    serving, store = parts.settings.serving, app.datastore()
+    shown = partial(page_state, parts, store, QueueView(parts, store), housekeeping)
     routers = (
         infer_router(app, serving),
         session_router(app),
         datastore_router(app),
         task_router(app, parts, housekeeping),
+        release_router(parts.releases),
+        page_router(parts.releases, parts.app_dir / "templates", shown),
     )
     server.router.routes[0:0] = [route for router in routers for route in router.routes]
     limit_bodies(server, serving.max_body_mb)

@@ -26,6 +26,8 @@ def announce_server() -> None:
     # OpenMP's threads wait for each other in busy loops, which costs server and training several times their speed
     # when both share few cores. It is read when a process starts, so it is set here for the children to come.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # MONAI imports MLflow wherever it finds it, and MLflow reports to its makers unless told otherwise before.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def announce_base(name: str) -> None:

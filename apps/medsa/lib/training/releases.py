@@ -2,7 +2,8 @@
 
     state/releases/v0001/   one adapter folder per published version, never changed afterwards
     state/releases/v0001.json   the record of the run that made it, complete before the folder appears
-    state/releases/.tmp-*   an adapter being written; left over only by a killed run
+    state/releases/.tmp-*   an adapter being written or removed; left over only by a kill
+    state/releases/pruning.json   what is being pruned; left over only by a kill, and finished by the next writer
     state/champion.json     {"version": n}; absent or 0: the base without adapter serves
     state/runs.jsonl        one record a line, oldest first
 
@@ -27,14 +28,24 @@ from typing import Any
 
 from filelock import FileLock
 
-from lib.errors import AdapterError, NotFoundError
+from lib.errors import AdapterError, InputError, NotFoundError
 from lib.files import flush, write_json
 from lib.model.adapter_io import AdapterConfig, read_adapter_config
+from lib.training.lineage import (
+    PRUNED,
+    ROLLED_BACK,
+    fallback,
+    highest_number,
+    is_whole,
+    made_versions,
+    numbers_of,
+    prunable,
+    pruned_versions,
+)
 
 log = logging.getLogger(__name__)
 
 POINTER = "champion.json"
-ROLLED_BACK = "rolled back"
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Releases:
         self._folder = root / "releases"
         self._pointer = root / POINTER
         self._records = root / "runs.jsonl"
+        self._pruning = self._folder / "pruning.json"
         self._lock = FileLock(root / "releases.lock")
 
     @contextmanager
@@ -66,6 +78,7 @@ class Releases:
         self._root.mkdir(parents=True, exist_ok=True)
         with self._lock:
             self._append_missing()
+            self._finish_pruning()
             yield
 
     def champion_version(self) -> int:
@@ -90,9 +103,10 @@ class Releases:
         return Release(version, folder)
 
     def release(self, version: int) -> Release | None:
-        """That version, None for 0, the base; raises NotFoundError when there is no such version."""
-        if version not in self.versions():
-            raise NotFoundError("version", version, f"one of {self.versions()}")
+        """That version, None for 0, the base; raises NotFoundError when there is none, or its weights were pruned."""
+        versions = self.versions()
+        if version not in versions:
+            raise NotFoundError("version", version, f"one of {versions}{self._pruned_text(version)}")
         return Release(version, self._version_folder(version)) if version else None
 
     def versions(self) -> list[int]:
@@ -106,7 +120,7 @@ class Releases:
         """Lets what `write(folder)` writes serve as the next version; appends `record` with its number."""
         with self.writing():
             self.clean()
-            version = self.versions()[-1] + 1
+            version = max(self.versions()[-1], highest_number(self._lines())) + 1
             target = self._version_folder(version)
             self._folder.mkdir(exist_ok=True)
             building = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self._folder))
@@ -126,18 +140,60 @@ class Releases:
         with self.writing():
             self._append(record)
 
-    def rollback(self, version: int, now: str) -> Release | None:
-        """Lets `version` serve again (0: the base) and records it with the time `now`.
+    def rollback(self, version: int | None, now: str, by: str | None = None) -> Release | None:
+        """Lets `version` serve again (0: the base; None: `rollback_target`) and records it with the time `now`.
 
-        Raises NotFoundError when there is no such version.
+        `by` is who asked for it. Raises NotFoundError when there is no such version, its weights were pruned, or none
+        served before.
         """
-        if version not in self.versions():
-            raise NotFoundError("version", version, f"one of {self.versions()}")
+        self._target(version)  # what cannot be done leaves no state folder behind
         with self.writing():
+            version = self._target(version)
             before = self._readable_version()
             self._point_to(version)
-            self._append({"decision": ROLLED_BACK, "time": now, "champion": before, "version": version})
+            self._append(
+                {"decision": ROLLED_BACK, "time": now, "champion": before, "version": version} | _who(by)
+            )
         return self.champion()
+
+    def rollback_target(self) -> int:
+        """The version that served before the champion was published, or an earlier one where that was pruned.
+
+        Raises NotFoundError while the base serves, AdapterError when the pointer is unreadable.
+        """
+        champion, versions = self.champion_version(), self.versions()
+        if champion == 0:
+            raise NotFoundError("version", None, f"one of {versions}; the base serves, nothing did before it")
+        return fallback(self.records(), champion, versions)
+
+    def prune(self, keep: int, now: str, by: str | None = None) -> list[int]:
+        """Removes the weights of all but the newest `keep` versions, and returns which; records stay.
+
+        The champion and the one that a rollback would go to are kept whatever their age. Raises InputError for a
+        `keep` below 1, AdapterError when the pointer is unreadable.
+        """
+        if not is_whole(keep) or keep < 1:
+            raise InputError("keep", keep, "a number of versions, at least 1")
+        with self.writing():
+            champion, versions = self.champion_version(), self.versions()
+            needed = {champion, fallback(self.records(), champion, versions)}
+            doomed = prunable(versions, keep, needed)
+            if doomed:
+                record = {
+                    "decision": PRUNED,
+                    "time": now,
+                    "champion": champion,
+                    "versions": doomed,
+                    "keep": keep,
+                }
+                write_json(self._pruning, record | _who(by))
+                self._finish_pruning()
+        return doomed
+
+    def record_of(self, version: int) -> dict[str, Any] | None:
+        """The record of the run that made `version`, also where a kill kept it out of `records`; None for none."""
+        found = made_versions(self.records()).get(version)
+        return self._beside(version) if found is None else dict(found)
 
     def records(self) -> list[dict[str, Any]]:
         """All records, oldest first, without those that a kill cut off."""
@@ -162,8 +218,11 @@ class Releases:
     def _missing(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         """The record of the serving version, if a kill kept it out of `records`."""
         version = self._readable_version()
-        if not version or any(_publishes(record, version) for record in records):
+        if not version or version in made_versions(records):
             return None
+        return self._beside(version)
+
+    def _beside(self, version: int) -> dict[str, Any] | None:
         try:
             return _parse(self._record_beside(version).read_text("utf-8"))
         except OSError:
@@ -173,6 +232,37 @@ class Releases:
         missing = self._missing(self._lines())
         if missing is not None:
             self._append(missing)
+
+    def _target(self, version: int | None) -> int:
+        found = self.rollback_target() if version is None else version
+        self.release(found)
+        return found
+
+    def _finish_pruning(self) -> None:
+        """Does what `pruning.json` says, if it is there; doing it twice changes nothing."""
+        try:
+            record = _parse(self._pruning.read_text("utf-8"))
+        except FileNotFoundError:
+            return
+        if record is not None:
+            for version in numbers_of(record):
+                self._remove(version)
+            if record not in self._lines():
+                self._append(record)
+        self._pruning.unlink()
+
+    def _remove(self, version: int) -> None:
+        # Renamed first: a folder under a version's name is always whole.
+        folder = self._version_folder(version)
+        if folder.is_dir():
+            doomed = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self._folder)) / folder.name
+            os.rename(folder, doomed)
+            flush(self._folder)
+            shutil.rmtree(doomed.parent, ignore_errors=True)
+
+    def _pruned_text(self, version: int) -> str:
+        time = pruned_versions(self.records()).get(version)
+        return "" if time is None else f"; the weights of version {version} were pruned on {time}"
 
     def _record_beside(self, version: int) -> Path:
         # Beside the folder: a record names cases, and an adapter folder is made to be passed on.
@@ -205,8 +295,8 @@ class Releases:
             os.fsync(stream.fileno())
 
 
-def _publishes(record: Mapping[str, Any], version: int) -> bool:
-    return record.get("version") == version and record.get("decision") != ROLLED_BACK
+def _who(by: str | None) -> dict[str, str]:
+    return {} if by is None else {"by": by}
 
 
 def _parse(line: str) -> dict[str, Any] | None:

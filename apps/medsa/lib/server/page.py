@@ -1,0 +1,209 @@
+"""What the page at /medsa/ shows, gathered from what is on disk; nothing is changed or remembered."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from lib.activelearning.leases import Lease
+from lib.activelearning.ranking import by_score
+from lib.scoring.scores import ScoreTable, read_scores
+from lib.server.curve import Point, curve_points, draw_curve
+from lib.server.loop import MIN_LABELLED, Housekeeping, status
+from lib.server.parts import Parts, describe_base
+from lib.server.queue_view import QueueView
+from lib.settings import NightlySettings
+from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases
+from lib.training.account import Entry, explain, overview
+from lib.training.pending import FINISHED
+
+DECISIONS = 10  # that the page shows
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The labels that wait for a training, and in words when it starts."""
+
+    pending: tuple[str, ...]
+    labelled: int
+    when: str
+
+
+@dataclass(frozen=True)
+class Running:
+    """The training that runs: percent of its time, what it does, its loss if known, since when (UTC)."""
+
+    percent: int
+    doing: str
+    loss: float | None
+    started: datetime | None
+
+
+@dataclass(frozen=True)
+class NextCase:
+    """What the strategy `medsa` would offer to a new client now, and why; `case` None: there is none."""
+
+    case: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One label's learning curve: the drawing (SVG) and its points."""
+
+    label: str
+    svg: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class PageState:
+    """All that the page shows, at the time `now`. `choices` are the versions that a rollback can go to."""
+
+    task: str
+    now: datetime
+    base: str | None
+    base_reason: str | None
+    version: int | None
+    champion: int | None
+    problem: str | None
+    rollback_to: int | None
+    choices: tuple[int, ...]
+    curves: tuple[Curve, ...]
+    queue: Queue
+    running: Running | None
+    decisions: tuple[Entry, ...]
+    suspicious: tuple[dict[str, Any], ...]
+    nightly: str
+    next_case: NextCase
+
+
+def page_state(
+    parts: Parts, store: Any, queue: QueueView, housekeeping: Housekeeping, now: datetime
+) -> PageState:
+    """The state of things at `now`."""
+    base, releases = describe_base(parts.serving), overview(parts.releases)
+    entries = [explain(record) for record in parts.releases.records()]
+    return PageState(
+        task=parts.settings.task.name,
+        now=now,
+        base=base["base"],
+        base_reason=base["base_reason"],
+        version=base["version"],
+        champion=releases["serving"],
+        problem=base["problem"] or releases["problem"],
+        rollback_to=releases["rollback_to"],
+        choices=rollback_choices(releases),
+        curves=tuple(
+            Curve(label, draw_curve(label, points), tuple(points))
+            for label, points in curve_points(entries).items()
+        ),
+        queue=_queue(parts, store, queue, status(parts, housekeeping), now),
+        running=running_training(MedsaTrainer(parts.train, parts.state).stats()),
+        decisions=tuple(reversed(entries[-DECISIONS:])),
+        suspicious=suspicious_cases(entries),
+        nightly=nightly_text(parts.settings.training.nightly),
+        next_case=next_case(
+            store.get_unlabeled_images(), read_scores(parts.scores_file), parts.leases.table(), now
+        ),
+    )
+
+
+def rollback_choices(releases: Mapping[str, Any]) -> tuple[int, ...]:
+    """The versions of `overview` that do not serve: the one that a rollback goes to, then the newest first."""
+    others = [version for version in reversed(releases["versions"]) if version != releases["serving"]]
+    return tuple(sorted(others, key=lambda version: version != releases["rollback_to"]))
+
+
+def suspicious_cases(entries: Sequence[Entry]) -> tuple[dict[str, Any], ...]:
+    """Those of the last run that came to a decision."""
+    finished = [entry for entry in entries if entry.decision in FINISHED]
+    return finished[-1].suspicious if finished else ()
+
+
+def running_training(stats: Mapping[str, Any]) -> Running | None:
+    """From the trainer's progress; None while nothing is trained."""
+    if not stats.get("running"):
+        return None
+    started, loss = stats.get("start_ts"), stats.get("loss")
+    percent = 100 * int(stats.get("epoch", 0)) // max(int(stats.get("total_epochs", 100)), 1)
+    return Running(
+        min(max(percent, 0), 100),
+        str(stats.get("status", "")),
+        float(loss) if isinstance(loss, int | float) else None,
+        datetime.fromtimestamp(started, UTC) if isinstance(started, int | float) else None,
+    )
+
+
+def when_it_starts(
+    about: Mapping[str, Any], labelled: int, idle_minutes: float, saved: datetime | None, now: datetime
+) -> str:
+    """When the next training starts by itself, in words.
+
+    `about` is the answer of GET /medsa/status; `saved` is when the newest of the waiting labels was saved.
+    """
+    pending, wanted = about["pending_labels"], about["train_after"]
+    if about["training"]:
+        return "A training runs; what was saved after its start is for the next one."
+    if not about["auto_train"]:
+        return "Training starts only when somebody asks for it (auto_train is off)."
+    if about["training_due"]:
+        return "A training is due and starts at once."
+    if labelled < MIN_LABELLED:
+        return f"A training needs at least {MIN_LABELLED} labelled cases."
+    if pending >= wanted:
+        return "It was tried for these labels already; a new label or somebody who asks starts the next training."
+    text = f"A training starts with {wanted} new labels, {wanted - pending} more."
+    if pending and idle_minutes and saved is not None:
+        start = saved + timedelta(minutes=idle_minutes)
+        text += f" Without a further label it starts at {max(start, now):%H:%M} UTC."
+    return text
+
+
+def next_case(
+    unlabelled: Sequence[str], scores: ScoreTable, leases: Mapping[str, Lease], now: datetime
+) -> NextCase:
+    """The first unlabelled case by score that nobody has on lease, with the reason."""
+    held = {case for case, lease in leases.items() if lease["until"] > now.timestamp()}
+    free = [case for case in unlabelled if case not in held]
+    if not free:
+        taken = len(held & set(unlabelled))
+        return NextCase(
+            None, f"No unlabelled case is free; {taken} of {len(unlabelled)} are offered already."
+        )
+    values = scores.values_by_case()
+    case = by_score(free, values)[0]
+    if case not in values:
+        return NextCase(case, "It is not scored yet; cases without a score come in an order that is fixed.")
+    rated, version = sum(other in values for other in free), scores.cases[case].adapter_version
+    return NextCase(
+        case,
+        f"The model is least certain about it: {values[case]:.3f} bits of entropy on average, the highest of {rated} "
+        f"scored cases (version {version}).",
+    )
+
+
+def nightly_text(nightly: NightlySettings | None) -> str:
+    """The full retraining of a night in words."""
+    if nightly is None:
+        return "No full retraining at night is set."
+    return (
+        f"Every night at {nightly.at} ({nightly.time_zone}) from the {nightly.start}, "
+        f"for {nightly.max_hours:g} hours at the most."
+    )
+
+
+def _queue(parts: Parts, store: Any, queue: QueueView, about: Mapping[str, Any], now: datetime) -> Queue:
+    pending, labelled = queue.pending(), queue.labelled()
+    saved = _newest(store, pending)
+    minutes = parts.settings.training.train_idle_minutes
+    return Queue(tuple(pending), labelled, when_it_starts(about, labelled, minutes, saved, now))
+
+
+def _newest(store: Any, pending: Mapping[str, str]) -> datetime | None:
+    """When the newest label file of `pending` was written."""
+    times = []
+    for case in labelled_cases(store) if pending else ():
+        if case.case_id in pending and case.label.is_file():
+            times.append(case.label.stat().st_mtime)
+    return datetime.fromtimestamp(max(times), UTC) if times else None

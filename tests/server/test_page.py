@@ -1,0 +1,274 @@
+"""What the page shows, and how it is made; with the real server it is looked at in tests/app."""
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from lib.scoring.scores import CaseScore, ScoreTable
+from lib.server import page_routes
+from lib.server.curve import Point, draw_curve
+from lib.server.page import (
+    Curve,
+    NextCase,
+    PageState,
+    Queue,
+    Running,
+    next_case,
+    nightly_text,
+    rollback_choices,
+    running_training,
+    suspicious_cases,
+    when_it_starts,
+)
+from lib.server.page_routes import page_router
+from lib.settings import NightlySettings
+from lib.training.account import explain
+from lib.training.releases import Releases
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TEMPLATES = Path(page_routes.__file__).resolve().parents[2] / "templates"
+EVIL = "<script>alert('x')</script>"
+POINTS = (Point(0, 0, 0.25, None), Point(1, 5, 0.5, 0.25))
+STATE = PageState(
+    task="object",
+    now=NOW,
+    base="vit_t",
+    base_reason="asked for",
+    version=2,
+    champion=3,
+    problem=f"a problem {EVIL}",
+    rollback_to=2,
+    choices=(2, 1, 0),
+    curves=(Curve(EVIL, draw_curve(EVIL, POINTS), POINTS),),
+    queue=Queue((EVIL, "case1"), 7, "soon"),
+    running=Running(40, f"training {EVIL}", 0.25, NOW),
+    decisions=(
+        explain(
+            {
+                "decision": "published",
+                "version": 3,
+                "time": EVIL,
+                "by": EVIL,
+                "reasons": [f"better {EVIL}"],
+                "notes": [EVIL],
+                "scores": {"champion": [{"clicks": [0.25]}], "candidate": [{"clicks": [0.5]}]},
+            }
+        ),
+        explain({"decision": EVIL}),
+        explain({"decision": "pruned", "versions": [1, 2]}),
+    ),
+    suspicious=({"case_id": EVIL, "label": EVIL, "dice": 0.1, "typical": 0.9}, {}),
+    nightly="no night",
+    next_case=NextCase(EVIL, EVIL),
+)
+EMPTY = replace(
+    STATE,
+    base=None,
+    base_reason=None,
+    version=None,
+    champion=None,
+    problem=None,
+    rollback_to=None,
+    choices=(),
+    curves=(),
+    queue=Queue((), 0, "later"),
+    running=None,
+    decisions=(),
+    suspicious=(),
+    next_case=NextCase(None, "no case"),
+)
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Releases:
+    found = Releases(tmp_path / "state")
+    for _ in range(2):
+        found.publish(lambda folder: (folder / "x").write_text("x") and None, {"decision": "published"})
+    return found
+
+
+def client_for(releases: Releases, state: PageState) -> TestClient:
+    server = FastAPI()
+    server.router.routes[0:0] = page_router(releases, TEMPLATES, lambda now: state, lambda: NOW).routes
+    return TestClient(server, base_url="http://server")
+
+
+def test_every_name_is_escaped(releases: Releases) -> None:
+    page = client_for(releases, STATE).get("/medsa/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.text.count("<script") == 1
+    assert page.text.count("&lt;script&gt;") >= 14
+    for part in (
+        "version 2",
+        "Version 3 is to serve",
+        "40 %",
+        "loss 0.250",
+        "0.250 &rarr; 0.500",
+        "pruned: 1, 2",
+    ):
+        assert part in page.text
+
+
+def test_an_empty_state_can_be_shown(releases: Releases) -> None:
+    text = client_for(releases, EMPTY).get("/medsa/").text
+    for part in ("nothing yet", "No training runs", "No version was published yet", "no case"):
+        assert part in text
+
+
+def test_only_its_own_style_and_script_may_run(releases: Releases) -> None:
+    page = client_for(releases, STATE).get("/medsa/")
+    policy = page.headers["content-security-policy"]
+    for tag in ("style", "script"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page.text, re.DOTALL)
+        assert f"{tag}-src {page_routes._source(content)}" in policy
+    assert not re.search(r'(src|href)="|https?://(?!www\.w3\.org)', page.text)
+    assert " style=" not in page.text  # the policy would not let it count
+
+
+def test_it_renews_itself_without_a_script_too(releases: Releases) -> None:
+    text = client_for(releases, STATE).get("/medsa/").text
+    assert '<noscript><meta http-equiv="refresh"' in text
+    sections = re.findall(r'<section id="([a-z]+)"', text)
+    assert len(sections) == len(set(sections)) == 7
+
+
+def test_the_address_without_a_slash_leads_there(releases: Releases) -> None:
+    answer = client_for(releases, STATE).get("/medsa", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "medsa/")
+
+
+def test_the_button_rolls_back_and_leads_back(releases: Releases) -> None:
+    client = client_for(releases, STATE)
+    answer = client.post("/medsa/rollback", data={"version": "1"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "./")
+    assert releases.champion_version() == 1
+    assert releases.records()[-1]["time"] == "2026-01-02T03:04:05+00:00"
+    client.post("/medsa/rollback")
+    assert releases.champion_version() == 0
+
+
+@pytest.mark.parametrize(("version", "status"), [("x", 422), ("-1", 422), ("9", 404)])
+def test_what_is_no_version_is_refused(releases: Releases, version: str, status: int) -> None:
+    answer = client_for(releases, STATE).post("/medsa/rollback", data={"version": version})
+    assert (answer.status_code, "version: " in answer.json()["detail"]) == (status, True)
+    assert releases.champion_version() == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 303),
+        ({"Origin": "http://server"}, 303),
+        ({"Origin": "https://proxy", "Sec-Fetch-Site": "same-origin"}, 303),
+        ({"Origin": "http://evil"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://server", "Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_another_sites_page_cannot_press_the_button(
+    releases: Releases, headers: dict[str, str], status: int
+) -> None:
+    answer = client_for(releases, STATE).post("/medsa/rollback", headers=headers, follow_redirects=False)
+    assert (answer.status_code, releases.champion_version()) == (status, 1 if status == 303 else 2)
+
+
+def test_with_accounts_the_page_asks_for_one(releases: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    from monailabel.config import settings
+    from monailabel.endpoints.user import auth
+
+    roles: list[str] = []
+    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
+    monkeypatch.setattr(auth, "from_token", lambda token: auth.User(username="ann", roles=roles))
+    client = client_for(releases, STATE)
+    assert client.get("/medsa/").status_code == 403
+    roles.append(settings.MONAI_LABEL_AUTH_ROLE_USER)
+    assert client.get("/medsa/").status_code == 200
+    assert client.post("/medsa/rollback").status_code == 403
+    assert releases.champion_version() == 2
+
+
+ABOUT: dict[str, Any] = {
+    "pending_labels": 2,
+    "train_after": 5,
+    "training": False,
+    "training_due": False,
+    "auto_train": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "labelled", "said"),
+    [
+        ({}, 9, "5 new labels, 3 more. Without a further label it starts at 03:19 UTC."),
+        ({"pending_labels": 0}, 9, "5 new labels, 5 more."),
+        ({"training": True}, 9, "A training runs"),
+        ({"auto_train": False}, 9, "only when somebody asks"),
+        ({"training_due": True, "pending_labels": 6}, 9, "starts at once"),
+        ({"pending_labels": 6}, 9, "tried for these labels already"),
+        ({"pending_labels": 1}, 1, "at least 2 labelled cases"),
+    ],
+)
+def test_when_a_training_starts(change: dict[str, Any], labelled: int, said: str) -> None:
+    saved = datetime(2026, 1, 2, 2, 59, 30, tzinfo=UTC)
+    text = when_it_starts({**ABOUT, **change}, labelled, 20.0, saved, NOW)
+    assert said in text
+    assert ("Without a further" in text) == (change == {})
+    assert "Without a further" not in when_it_starts({**ABOUT, **change}, labelled, 0.0, saved, NOW)
+
+
+def test_the_next_case_and_why() -> None:
+    scores = ScoreTable(
+        {"a": CaseScore(0.25, "vit_t", 2), "b": CaseScore(0.5, "vit_t", 3), "c": CaseScore(0.75, "vit_t", 3)}
+    )
+    lease: Any = {"client": "ann", "until": NOW.timestamp() + 1}
+    over: Any = {"client": "ann", "until": NOW.timestamp() - 1}
+    found = next_case(["a", "b", "c", "d"], scores, {"c": lease, "b": over}, NOW)
+    assert found.case == "b"
+    assert "0.500 bits of entropy on average, the highest of 2 scored cases (version 3)" in found.reason
+    assert "ann" not in found.reason
+    assert next_case(["d"], scores, {}, NOW).reason.startswith("It is not scored yet")
+    assert next_case(["c"], scores, {"c": lease}, NOW) == NextCase(
+        None, "No unlabelled case is free; 1 of 1 are offered already."
+    )
+    assert next_case([], scores, {}, NOW).case is None
+
+
+def test_the_running_training() -> None:
+    stats = {"running": True, "epoch": 40, "total_epochs": 100, "status": "training: step 3", "start_ts": 0}
+    assert running_training(stats) == Running(40, "training: step 3", None, datetime(1970, 1, 1, tzinfo=UTC))
+    assert running_training({**stats, "loss": 0.5, "start_ts": None}) == Running(
+        40, "training: step 3", 0.5, None
+    )
+    assert running_training({**stats, "running": False}) is None
+    assert running_training({}) is None
+
+
+def test_where_a_rollback_can_go() -> None:
+    state = {"versions": [0, 1, 2, 3, 4], "serving": 3, "rollback_to": 1}
+    assert rollback_choices(state) == (1, 4, 2, 0)
+
+
+def test_suspicious_cases_are_those_of_the_last_finished_run() -> None:
+    entries = [
+        explain({"decision": "refused", "suspicious": [{"case_id": "old"}]}),
+        explain({"decision": "published", "suspicious": [{"case_id": "new"}]}),
+        explain({"decision": "failed"}),
+        explain({"decision": "rolled back", "version": 1}),
+    ]
+    assert suspicious_cases(entries) == ({"case_id": "new"},)
+    assert suspicious_cases([]) == ()
+
+
+def test_the_night_in_words() -> None:
+    night = NightlySettings(at="02:00", time_zone="Europe/Berlin", max_hours=4)
+    assert (
+        nightly_text(night) == "Every night at 02:00 (Europe/Berlin) from the base, for 4 hours at the most."
+    )
+    assert nightly_text(None) == "No full retraining at night is set."
