@@ -16,6 +16,7 @@ from lib.model.catalog import BaseChoice, build_model
 from lib.model.medsa import MedSA
 from lib.settings import ServingSettings, Settings, load_settings
 from lib.trainers.children import announced_base
+from lib.training import tracking
 from lib.training.cases import CaseFile
 from lib.training.clicks_first import ClickSign
 from lib.training.record import RunRecord
@@ -51,7 +52,13 @@ class Parts:
         """One training run on `files`; raises TrainingError when it cannot start."""
         device = torch_device(self.settings.serving)
         return run_training(
-            self.state, files, self.settings, self.build_model, request=request, device=device
+            self.state,
+            files,
+            self.settings,
+            self.build_model,
+            request=request,
+            device=device,
+            track=tracking.run,
         )
 
     def build_model(self) -> tuple[MedSA, str]:

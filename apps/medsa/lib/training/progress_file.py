@@ -1,9 +1,9 @@
 """`progress.json`: how the current or last training run stands, for readers in other processes.
 
-Fields as the viewers read them from MONAI Label's `train_stats`: `epoch` of `total_epochs` (percent of the
-time budget), `best_metric` (mean Dice of the version that serves, null before it was measured), `total_time`
-("0:03:00"). Beside them `status`, `version` (the serving one), `start_ts` (seconds since 1970), `pid` and
-`running`. A killed run leaves `running` true: whether one still runs, the lock file says.
+Fields as the viewers read them from MONAI Label's `train_stats`: `epoch` of `total_epochs` (percent of the time
+budget), `best_metric` (mean Dice of the version that serves, null before it was measured), `total_time`
+("0:03:00"). Beside them `status`, `loss` (smoothed), `version` (the serving one), `start_ts` (seconds since
+1970), `pid` and `running`. A killed run leaves `running` true: whether one still runs, the lock file says.
 """
 
 import json
@@ -27,6 +27,7 @@ class ProgressFile:
     started: datetime
     version: int
     best_metric: float | None = None
+    loss: float | None = None
 
     def write(self, status: str, fraction: float, now: datetime, *, running: bool = True) -> None:
         """Replaces the file; `fraction` is the part of the time budget that is over, 0..1."""
@@ -40,6 +41,7 @@ class ProgressFile:
                 "start_ts": int(self.started.timestamp()),
                 "status": status,
                 "version": self.version,
+                "loss": self.loss,
                 "running": running,
                 "pid": self.pid,
             },

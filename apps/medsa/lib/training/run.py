@@ -40,6 +40,7 @@ from lib.training.releases import Releases
 from lib.training.request import RunRequest
 from lib.training.slabs import TrainingCase, prepare_case
 from lib.training.suspicion import Agreement, suspects
+from lib.training.tracking import Track, Tracked, untracked
 from lib.training.validation import ObjectScore, agreements, as_scores, validate
 from lib.training.viewpoint import Viewpoint
 from lib.training.world import ALONE, World
@@ -69,22 +70,24 @@ def run_training(
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     should_stop: Callable[[], bool] = lambda: False,
     world: World = ALONE,
+    track: Track = untracked,
 ) -> RunRecord:
     """Trains on `files` as `request` says, and publishes the result if the gate lets it.
 
     `build_model()` gives the base with fresh adapters and the base file's SHA-256. `should_stop` ends the run
-    early, publishing nothing. Of several workers (`world`) the first one does it all, and the others, whose record
-    says "followed", train along. Raises TrainingError when another run holds the lock, when there is no label,
-    or fewer than two usable cases; whatever is raised after the lock was taken is recorded as a failed run.
+    early, publishing nothing. `track` is `lib.training.tracking.run` or nothing. Of several workers (`world`)
+    the first one does it all, and the others, whose record says "followed", train along. Raises TrainingError
+    when another run holds the lock, when there is no label, or fewer than two usable cases; whatever is raised
+    after the lock was taken is recorded as a failed run.
     """
     keep_freed_memory()
     if not world.leads:
-        run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world)
+        run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world, track)
         return run.follow(files, build_model)
     state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(state / "training.lock", timeout=LOCK_PATIENCE_S):
-            run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world)
+            run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world, track)
             return run.execute(files, build_model)
     except Timeout as error:
         world.told(None)  # the others wait to hear what to train
@@ -108,7 +111,9 @@ class _Run:
         now: Callable[[], datetime],
         should_stop: Callable[[], bool],
         world: World,
+        track: Track,
     ) -> None:
+        self.track, self.tracked = track, Tracked({}, time.time)
         self.state, self.world, self.plan_told = state, world, False
         self.settings, self.request, self.code_version = settings, request, code_version
         self.clock, self.now, self.should_stop = clock, now, should_stop
@@ -131,6 +136,22 @@ class _Run:
 
     def execute(self, files: Sequence[CaseFile], build_model: BuildModel) -> RunRecord:
         """The whole run; every end of it that is not a kill leaves a record."""
+        with self.track(self.state, self._tracked_parameters()) as tracked:
+            self.tracked = tracked
+            try:
+                return self._recorded(files, build_model)
+            finally:
+                tracked.finish(self.record.to_json())
+
+    def _tracked_parameters(self) -> dict[str, Any]:
+        """What the run is made with. No case: this is made to be shown around."""
+        return {
+            **self.request.to_json(),
+            "time": self.record.time,
+            "settings": self.settings.training.model_dump(mode="json"),
+        }
+
+    def _recorded(self, files: Sequence[CaseFile], build_model: BuildModel) -> RunRecord:
         try:
             self.releases.clean()
             remove_parts(self.state)
@@ -460,6 +481,8 @@ class _Run:
     def _on_progress(self, progress: Progress) -> None:
         if not self.world.leads:
             return
+        self.tracked.metrics(progress.steps, {"loss": progress.loss})
+        self.progress.loss = progress.loss
         self.progress.write(
             f"training: step {progress.steps}, loss {progress.loss:.3f}", progress.fraction, self.now()
         )

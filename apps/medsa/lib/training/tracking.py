@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,6 +146,9 @@ def untracked(state: Path, params: Mapping[str, Any]) -> Iterator[Tracked]:
     """In place of `run`: writes nothing."""
     del state, params
     yield Tracked({}, time.time)
+
+
+Track = Callable[[Path, Mapping[str, Any]], AbstractContextManager[Tracked]]
 
 
 class _Guarded:
