@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "write demo studies and their true labels",
     "simulate": "annotate at a running server, as a person would",
     "train": "train on the labels of a studies folder, without a server",
+    "retrain": "retrain on all labels from the base, for the night: cron, systemd, Slurm, torchrun",
     "evaluate": "compare two adapter versions on cases with a known label",
     "releases": "list adapter versions and what each training decided",
     "rollback": "let an earlier adapter version serve again",

@@ -42,6 +42,29 @@ def test_what_is_started(change: dict[str, object], action: Action | None) -> No
     assert next_action(replace(IDLE, **change)) == action
 
 
+WAITING = replace(IDLE, pending=1, idle_after=20.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "action"),
+    [
+        ({"idle_minutes": 19.9}, None),
+        ({"idle_minutes": 20.0}, "train"),
+        ({"idle_minutes": 20.0, "pending": 0}, None),
+        ({"idle_minutes": 20.0, "idle_after": 0.0}, None),
+        ({"idle_minutes": 20.0, "auto_train": False}, None),
+        ({"idle_minutes": 20.0, "may_start": False}, None),
+        ({"idle_minutes": 20.0, "labelled": 1}, None),
+        ({"idle_minutes": 20.0, "training": True}, None),
+        ({"idle_minutes": -300.0}, "train"),
+    ],
+)
+def test_few_labels_are_learnt_when_nobody_saves_another(
+    change: dict[str, object], action: Action | None
+) -> None:
+    assert next_action(replace(WAITING, **change)) == action
+
+
 def test_due_says_what_will_be_started() -> None:
     assert training_is_due(replace(IDLE, pending=5))
     assert not training_is_due(replace(IDLE, pending=4))

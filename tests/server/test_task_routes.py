@@ -23,12 +23,24 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the trainings that were started were asked for."""
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(train_endpoint, "run", lambda params, run_sync: found.append(params["medsa"]))
+    monkeypatch.setattr(
+        train_endpoint, "run_model", lambda model, params, run_sync, enqueue: found.append(params)
+    )
+    return found
+
+
+@pytest.fixture
 def client() -> TestClient:
     store = SimpleNamespace(get_labeled_images=lambda: ["a", "b"])
+    housekeeping: Any = SimpleNamespace(make_room=lambda: None)
     app: Any = SimpleNamespace(datastore=lambda: store, info=lambda: {"trainers": {"medsa": {}}})
     unused: Any = None
     server = FastAPI()
-    server.router.routes[0:0] = task_router(app, unused, unused).routes
+    server.router.routes[0:0] = task_router(app, unused, housekeeping).routes
     return TestClient(server)
 
 
@@ -40,3 +52,44 @@ def test_training_inside_the_server_is_refused(client: TestClient, started: list
     assert started == []
     assert client.post(path).status_code == 200
     assert started == [False]
+
+
+@pytest.mark.parametrize("path", ["/train/medsa", "/train/"])
+def test_what_a_person_asks_for_is_passed_on_as_a_persons(
+    client: TestClient, asked: list[dict[str, Any]], path: str
+) -> None:
+    body = {"kind": "full", "start": "base", "minutes": 30, "trigger": "nightly"}
+    assert client.post(path, json=body).status_code == 200
+    assert client.post(path).status_code == 200
+    full, plain = asked
+    assert {key: full[key] for key in ("kind", "start", "minutes", "trigger")} == {
+        **body,
+        "trigger": "person",
+    }
+    assert (plain["kind"], plain["start"], plain["trigger"]) == ("incremental", "champion", "person")
+
+
+def test_viewers_that_ask_for_the_model_by_name_are_understood(
+    client: TestClient, asked: list[dict[str, Any]]
+) -> None:
+    assert client.post("/train/", json={"medsa": {"minutes": 2}}).status_code == 200
+    assert asked[0]["minutes"] == 2
+
+
+@pytest.mark.parametrize("path", ["/train/medsa", "/train/"])
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("kind", "whole", "one of incremental, full"),
+        ("start", "v7", "one of champion, base"),
+        ("minutes", -1, "a number of minutes above 0"),
+        ("minutes", "long", "a number of minutes above 0"),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_is_stopped_or_started(
+    client: TestClient, asked: list[Any], path: str, field: str, value: Any, allowed: str
+) -> None:
+    answer = client.post(path, json={field: value})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == f"{field}: {value!r} is not accepted; allowed: {allowed}"
+    assert asked == []

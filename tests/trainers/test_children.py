@@ -1,6 +1,7 @@
 """Child processes end with the server that started them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,32 @@ def test_a_child_of_the_server_goes_on() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_child_that_is_told_to_end_is_asked_to_stop() -> None:
+    asks = CHILD.replace("time.sleep(600)", "from lib.trainers.children import stop_requested") + (
+        "while not stop_requested(): time.sleep(0.05)\nprint('kept', flush=True)\n"
+    )
+    environment = {**os.environ, children.SERVER_PID: str(os.getpid())}
+    child = subprocess.Popen(
+        [sys.executable, "-c", asks.format(app=str(APP))], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "running\n"
+    child.send_signal(signal.SIGTERM)
+    assert child.stdout.readline() == "kept\n"
+    assert child.wait(timeout=60) == 0
+
+
+def test_a_command_listens_only_as_long_as_it_runs() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with children.stopping_by_signal():
+        assert not children.stop_requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert children.stop_requested()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with children.stopping_by_signal():
+        assert not children.stop_requested(), "an earlier stop is no stop of this command"
 
 
 def test_the_base_is_the_servers_once_it_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +43,8 @@ def test_the_labelled_cases_are_those_with_a_final_label() -> None:
 def test_returns_what_became_of_the_run(tmp_path: Path) -> None:
     given: list[CaseFile] = []
 
-    def run(files: list[CaseFile], request: RunRequest) -> RunRecord:
+    def run(files: list[CaseFile], request: RunRequest, should_stop: Callable[[], bool]) -> RunRecord:
+        assert not should_stop()
         given.extend(files)
         return RunRecord("published", ("better",), "now", 0, version=1)
 
@@ -54,7 +55,7 @@ def test_returns_what_became_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_start_fails(tmp_path: Path) -> None:
-    def run(files: list[CaseFile], request: RunRequest) -> RunRecord:
+    def run(files: list[CaseFile], request: RunRequest, should_stop: Callable[[], bool]) -> RunRecord:
         raise TrainingError("no labels")
 
     with pytest.raises(TrainingError):

@@ -29,6 +29,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty where there is no such file, or it is not one."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def copy_beside(source: Path, target: Path) -> Path:
     """A flushed copy of `source` in the folder of `target`, ready to be moved there by Path.replace."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.datastore.local import MedsaDatastore
 from lib.errors import NotFoundError
 from lib.server.parts import Parts
+from lib.trainers.children import stop_requested, stopping_by_signal
 from lib.trainers.medsa_trainer import training_cases
 from lib.training.record import RunRecord
 from lib.training.request import RunRequest
@@ -26,11 +27,17 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
 
 def train_on_folder(parts: Parts, studies: Path) -> RunRecord:
     """One training run, gate and publishing included; raises NotFoundError or TrainingError."""
+    files = training_cases(store_of(parts, studies))
+    with stopping_by_signal():
+        return parts.train(files, RunRequest(trigger="command line"), stop_requested)
+
+
+def store_of(parts: Parts, studies: Path) -> MedsaDatastore:
+    """The datastore of a studies folder; raises NotFoundError where there is no such folder."""
     if not studies.is_dir():
         raise NotFoundError("studies", str(studies), "a folder of studies")
     # Not read_only: that would leave out files that were put into the folder since a server last ran on it.
-    store = MedsaDatastore(str(studies), parts.settings.task.labels, parts.serving_version)
-    return parts.train(training_cases(store), RunRequest(trigger="command line"))
+    return MedsaDatastore(str(studies), parts.settings.task.labels, parts.serving_version)
 
 
 def describe_run(record: RunRecord) -> str:

@@ -9,6 +9,7 @@ server.
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,8 +19,11 @@ from monailabel.utils.async_tasks.utils import tasks
 
 from lib.memory import GrowthLimiter
 from lib.server.attempts import Attempts
+from lib.server.child_trainings import running_training, start_training
+from lib.server.night import Night
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
+from lib.training.request import RunRequest, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class Situation:
 
     `labelled` counts labels, `pending` those that no finished training has seen; `unscored` are case ids,
     `tried` those of the last scoring that was started, so that one that makes no headway is not started for ever.
+    `idle_minutes` are those since the newest pending label was saved, `idle_after` how many start a run (0: none do).
     """
 
     training: bool
@@ -45,12 +50,23 @@ class Situation:
     may_start: bool
     unscored: tuple[str, ...]
     tried: tuple[str, ...]
+    idle_minutes: float = 0.0
+    idle_after: float = 0.0
 
 
 def training_is_due(situation: Situation) -> bool:
-    """Whether the queue is long enough and has a start left, and a run would find enough cases."""
-    enough = situation.pending >= situation.train_after and situation.labelled >= MIN_LABELLED
-    return enough and situation.auto_train and situation.may_start
+    """Whether the queue is long enough, or has waited, and has a start left, and a run would find enough cases."""
+    waits = situation.pending >= situation.train_after or _is_idle(situation)
+    return waits and situation.labelled >= MIN_LABELLED and situation.auto_train and situation.may_start
+
+
+def _is_idle(situation: Situation) -> bool:
+    return (
+        situation.pending > 0
+        and situation.idle_after > 0
+        # The newest label is from the future where the clock was set back: it is not waited for.
+        and not 0 <= situation.idle_minutes < situation.idle_after
+    )
 
 
 def next_action(situation: Situation) -> Action | None:
@@ -77,6 +93,7 @@ class Housekeeping:
         self.attempts = Attempts(parts.state / "attempts.json")
         self._tried: tuple[str, ...] = ()
         self._memory = GrowthLimiter()
+        self.night: Night | None = None
 
     def start(self) -> None:
         """Begins to look once a second, until the process ends."""
@@ -96,7 +113,13 @@ class Housekeeping:
             may_start=self.attempts.may_start(pending),
             unscored=self._queue.unscored(),
             tried=self._tried,
+            idle_minutes=self._idle_minutes(),
+            idle_after=training.train_idle_minutes,
         )
+
+    def _idle_minutes(self) -> float:
+        saved = self._queue.newest_pending()
+        return 0.0 if saved is None else (time.time() - saved) / 60.0
 
     def tick(self) -> Action | None:
         """Looks once and starts what is due; returns what was started."""
@@ -116,17 +139,24 @@ class Housekeeping:
         return self._queue.records()
 
     def note_stop(self) -> None:
-        """Somebody stopped the training: it is not started again for the same labels."""
+        """Somebody stopped the training: it is not started again for the same labels, nor this night's again."""
         self.attempts.note_stop(self._queue.pending())
+        task = running_training()
+        if self.night is not None and task is not None and task["request"].get("trigger") == "nightly":
+            self.night.note_stop()
 
     def _start_training(self, situation: Situation) -> None:
-        if situation.scoring:
-            # Its scores are of a version that is about to be replaced, and training needs the processor.
+        self.make_room()
+        self.attempts.note_start(self._queue.pending())
+        trigger: Trigger = "labels" if situation.pending >= situation.train_after else "idle"
+        log.info("training starts: %d new labels (%s)", situation.pending, trigger)
+        start_training(RunRequest("incremental", trigger))
+
+    def make_room(self) -> None:
+        """Ends a scoring: its scores are of a version that is about to be replaced, and training needs the cores."""
+        if is_active("scoring"):
             AsyncTask.stop("scoring")
             self._tried = ()
-        self.attempts.note_start(self._queue.pending())
-        log.info("training starts: %d new labels", situation.pending)
-        AsyncTask.run("train", request={"model": "medsa"})
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -148,6 +178,8 @@ def status(parts: Parts, housekeeping: Housekeeping) -> dict[str, Any]:
         "pending_labels": situation.pending,
         "train_after": situation.train_after,
         "auto_train": situation.auto_train,
+        "train_idle_minutes": situation.idle_after,
+        "nightly": None if housekeeping.night is None else housekeeping.night.status(),
         "training": situation.training,
         "training_due": training_is_due(situation),
         "scoring": situation.scoring,

@@ -1,6 +1,6 @@
 """Everything the app is made of, built from its settings; nothing is loaded or started here."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lib.training.record import RunRecord
 from lib.training.releases import Release, Releases
 from lib.training.request import RunRequest
 from lib.training.run import run_training
+from lib.training.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,13 @@ class Parts:
         served = self.serving.served
         return None if served is None else served.adapter_version
 
-    def train(self, files: list[CaseFile], request: RunRequest) -> RunRecord:
+    def train(
+        self,
+        files: list[CaseFile],
+        request: RunRequest,
+        should_stop: Callable[[], bool] = lambda: False,
+        world: World = ALONE,
+    ) -> RunRecord:
         """One training run on `files`; raises TrainingError when it cannot start."""
         device = torch_device(self.settings.serving)
         return run_training(
@@ -59,6 +66,8 @@ class Parts:
             request=request,
             device=device,
             track=tracking.run,
+            should_stop=should_stop,
+            world=world,
         )
 
     def build_model(self) -> tuple[MedSA, str]:

@@ -5,6 +5,7 @@ files, guarded by one lock that is not held while a file is read. Losing a race 
 """
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,26 @@ class QueueView:
 
     def pending(self) -> dict[str, str]:
         """Case id -> label digest of the labels that no finished training has seen."""
-        current = {
+        current = self.digests()
+        return {case: current[case] for case in pending_labels(current, self.records())}
+
+    def newest_pending(self) -> float | None:
+        """When the newest label that waits was saved, in seconds since 1970, as its file says; None when none waits."""
+        pending = self.pending()
+        times = []
+        for case in labelled_cases(self._store):
+            if case.case_id in pending:
+                with suppress(OSError):  # removed meanwhile
+                    times.append(case.label.stat().st_mtime)
+        return max(times, default=None)
+
+    def digests(self) -> dict[str, str]:
+        """Case id -> label digest of all labels."""
+        return {
             case.case_id: digest
             for case in labelled_cases(self._store)
             if (digest := self._digest(case.label)) is not None
         }
-        return {case: current[case] for case in pending_labels(current, self.records())}
 
     def labelled(self) -> int:
         """How many images have a final label."""

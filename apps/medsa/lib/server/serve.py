@@ -7,10 +7,12 @@ from typing import Any
 from lib.activelearning.ranking import by_score
 from lib.scoring.scores import read_scores
 from lib.server.loop import Housekeeping
+from lib.server.night import Night
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
 from lib.server.routes import add_routes
 from lib.trainers.children import announce_base, announce_server
+from lib.training.nightly import NightFile
 
 
 def begin_serving(app: Any, parts: Parts) -> None:
@@ -19,7 +21,14 @@ def begin_serving(app: Any, parts: Parts) -> None:
 
     announce_server()
     announce_base(parts.serving.current().base)
-    housekeeping = Housekeeping(parts, QueueView(parts, app.datastore()))
+    queue = QueueView(parts, app.datastore())
+    housekeeping = Housekeeping(parts, queue)
+    nightly = parts.settings.training.nightly
+    if nightly is not None:
+        housekeeping.night = Night(
+            nightly, NightFile(parts.state / "nightly.json"), queue, housekeeping.make_room
+        )
+        housekeeping.night.schedule()
     add_routes(server, app, parts, housekeeping)
     housekeeping.start()
     if parts.settings.serving.warm and not parts.serving.cache.is_off:

@@ -7,10 +7,13 @@ from monailabel.endpoints import scoring as scoring_endpoint
 from monailabel.endpoints import train as train_endpoint
 
 from lib.errors import InputError, NotFoundError, TrainingError
+from lib.server.child_trainings import is_automatic, running_training, stop_training
 from lib.server.loop import MIN_LABELLED, Housekeeping, status
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, author
+from lib.training.request import RunRequest
 
+MODEL = "medsa"
 Params = Annotated[dict[str, Any] | None, Body()]
 
 
@@ -52,8 +55,11 @@ def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping
     @router.post("/train/", include_in_schema=False)
     def train_all(user: Admin, params: Params = None, run_sync: bool = False) -> Any:
         _check_child(run_sync)
+        given = params or {}
+        request = _request_of_a_person({**given, **given.get(MODEL, {})})
         _check_labels(app)
-        return train_endpoint.run(params, False)
+        _make_way(housekeeping)
+        return train_endpoint.run({**given, MODEL: request}, False)
 
     @router.post("/train/{model}", tags=["Train"], summary="Run Training Task for specific model")
     def train(
@@ -61,13 +67,28 @@ def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping
     ) -> Any:
         _check_name("model", model, app.info()["trainers"])
         _check_child(run_sync)
+        request = _request_of_a_person(params or {})
         _check_labels(app)
-        return train_endpoint.run_model(model, params, False, enqueue)
+        _make_way(housekeeping)
+        return train_endpoint.run_model(model, {**(params or {}), **request}, False, enqueue)
 
     @router.delete("/train/", tags=["Train"], summary="Stop Training Task")
     def stop_training(user: Admin) -> Any:
         housekeeping.note_stop()
-        return train_endpoint.stop()
+        return stop_training()
+
+
+def _request_of_a_person(given: dict[str, Any]) -> dict[str, Any]:
+    """What is asked for, whoever the client says it comes from; raises InputError before anything is started."""
+    return RunRequest.parse({**given, "trigger": "person"}).to_json()
+
+
+def _make_way(housekeeping: Housekeeping) -> None:
+    """A person comes first: a training that the server started by itself stops, and goes on later."""
+    task = running_training()
+    if task is not None and is_automatic(task):
+        stop_training()
+    housekeeping.make_room()
 
 
 def _check_child(run_sync: bool) -> None:

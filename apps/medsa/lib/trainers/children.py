@@ -6,9 +6,12 @@ also after a kill -9.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lib.memory import keep_freed_memory
 
@@ -17,6 +20,7 @@ SERVER_BASE = "MEDSA_SERVER_BASE"
 CHILD_MAIN = "monailabel.interfaces.utils.app"
 NICENESS = 10
 _CHECK_SECONDS = 1.0
+_stop = threading.Event()  # set by the signal handler, read by the training
 
 
 def announce_server() -> None:
@@ -43,15 +47,45 @@ def announced_base() -> str | None:
 def become_child() -> None:
     """Lowers the priority and ties this process to the server's life; does nothing in any other process.
 
-    A task can also be run in the server itself (`run_sync`), which has to keep its priority and its parent.
+    SIGTERM then asks for a stop, see `stop_requested`. A task can also be run in the server itself
+    (`run_sync`), which has to keep its priority and its parent.
     """
     if not _is_child():
         return
     os.nice(NICENESS)
     keep_freed_memory()
+    listen_for_stop()
     server = os.environ.get(SERVER_PID)
     if server is not None:
         threading.Thread(target=_end_with, args=(int(server),), name="server-watch", daemon=True).start()
+
+
+def listen_for_stop() -> None:
+    """From here on SIGTERM and SIGINT ask for a stop instead of ending the process. Only in the main thread."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note_stop)
+
+
+@contextmanager
+def stopping_by_signal() -> Iterator[None]:
+    """The same as long as the block lasts, for a command."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _stop.clear()
+    listen_for_stop()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_requested() -> bool:
+    """Whether this process was asked to stop."""
+    return _stop.is_set()
+
+
+def _note_stop(number: int, frame: object) -> None:
+    _stop.set()
 
 
 def _is_child() -> bool:

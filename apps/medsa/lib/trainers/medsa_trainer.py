@@ -6,26 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from lib.trainers.children import become_child
+from lib.trainers.children import become_child, stop_requested
 from lib.training.cases import CaseFile
 from lib.training.progress_file import read_progress
 from lib.training.record import RunRecord
 from lib.training.request import RunRequest
+from lib.training.run import is_under_way
 
 log = logging.getLogger(__name__)
 
 FINAL = "final"
-TRAINING_LOCK = "training.lock"  # held by a run from its beginning to its end, whatever that is
+# Trains on cases as asked, until the last argument says that it is to stop.
+Run = Callable[[list[CaseFile], RunRequest, Callable[[], bool]], RunRecord]
 
 
 class MedsaTrainer(TrainTask):
     """Trains the adapter on the datastore's final labels; `run` does it and returns the record of the run."""
 
-    def __init__(self, run: Callable[[list[CaseFile], RunRequest], RunRecord], state: Path) -> None:
+    def __init__(self, run: Run, state: Path) -> None:
         super().__init__("Trains the adapter on all saved labels and publishes it if it is better")
         self._run, self._state = run, state
 
@@ -34,7 +35,7 @@ class MedsaTrainer(TrainTask):
         stats = dict(read_progress(self._state))
         if stats.get("running"):
             # A run that was killed could not write that it ended.
-            stats["running"] = _is_locked(self._state / TRAINING_LOCK)
+            stats["running"] = is_under_way(self._state)
         if stats.get("running"):
             # 3D Slicer takes a total time as the sign that training is over.
             stats.pop("total_time", None)
@@ -45,20 +46,9 @@ class MedsaTrainer(TrainTask):
         """One run; raises TrainingError when it cannot start, InputError for a request
         that is not one."""
         become_child()
-        record = self._run(training_cases(datastore), RunRequest.parse(request))
+        record = self._run(training_cases(datastore), RunRequest.parse(request), stop_requested)
         log.info("training %s: %s", record.decision, "; ".join(record.reasons))
         return {"decision": record.decision, "reasons": list(record.reasons), "version": record.version}
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether another process holds the lock. It is taken for a moment to find out, so ask only when in doubt."""
-    if not path.is_file():
-        return False
-    try:
-        FileLock(path).acquire(timeout=0).lock.release()
-    except Timeout:
-        return True
-    return False
 
 
 def labelled_cases(datastore: Datastore) -> list[CaseFile]:

@@ -155,6 +155,7 @@ class _Run:
         self.full = Stage(model, cases)
         self.small = _half_size(self.full) if options.small_share > 0 else None
         self.stage: Stage | None = None
+        self.seconds = options.seconds
         self.worked = self.waited = 0.0
         self.losses: list[float] = []
         self.smooth = math.nan
@@ -167,7 +168,7 @@ class _Run:
     @property
     def fraction(self) -> float:
         """The part of the time that is over. Waiting for clicks counts too, but little."""
-        return min(1.0, (self.worked + SLOWEST * self.waited) / self.options.seconds)
+        return min(1.0, (self.worked + SLOWEST * self.waited) / self.seconds)
 
     def step(self) -> None:
         """One update at the rate and the size of this moment."""
@@ -194,8 +195,8 @@ class _Run:
         if self.checkpoint is None or not self.world.leads or self.learner.steps == 0:
             return
         if force or self.checkpoint.is_due():
-            times = {"worked": self.worked, "waited": self.waited, "smooth": self.smooth}
-            self.checkpoint.write({"learner": self.learner.state(), **times})
+            times = [self.seconds, self.worked, self.waited, self.smooth]
+            self.checkpoint.write({"learner": self.learner.state(), "times": times})
 
     def result(self, stopped: bool) -> TrainResult:
         """The run in numbers."""
@@ -209,11 +210,12 @@ class _Run:
             return 0
         try:
             self.learner.restore(stored["learner"])
-            times = [float(stored[name]) for name in ("worked", "waited", "smooth")]
+            planned, self.worked, self.waited, self.smooth = map(float, stored["times"])
         except (KeyError, ValueError, RuntimeError, TypeError):
             # Of another network than its identity says: there is nothing to go on from.
             return 0
-        self.worked, self.waited, self.smooth = times
+        # As it was planned, and in no more time than there is now.
+        self.seconds = min(planned, self.worked + SLOWEST * self.waited + self.options.seconds)
         return self.learner.steps
 
     def _stage(self) -> Stage:

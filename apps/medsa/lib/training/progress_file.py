@@ -6,13 +6,12 @@ budget), `best_metric` (mean Dice of the version that serves, null before it was
 1970), `pid` and `running`. A killed run leaves `running` true: whether one still runs, the lock file says.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lib.files import write_json
+from lib.files import read_json, write_json
 
 NAME = "progress.json"
 TOTAL_EPOCHS = 100
@@ -50,8 +49,4 @@ class ProgressFile:
 
 def read_progress(state: Path) -> dict[str, Any]:
     """The last progress written under `state`; empty when there was no run."""
-    try:
-        found = json.loads((state / NAME).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(state / NAME)

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 # The server holds the lock for an instant when it looks whether a run is under way.
 LOCK_PATIENCE_S = 1.0
+LOCK = "training.lock"  # held by a run from its beginning to its end, whatever that is
 # Training cases that are looked at for labels that do not fit: a second or two each.
 MAX_LOOKED_AT = 60
 PLAIN_REQUEST = RunRequest()
@@ -86,7 +87,7 @@ def run_training(
         return run.follow(files, build_model)
     state.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(state / "training.lock", timeout=LOCK_PATIENCE_S):
+        with FileLock(state / LOCK, timeout=LOCK_PATIENCE_S):
             run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world, track)
             return run.execute(files, build_model)
     except Timeout as error:
@@ -95,6 +96,18 @@ def run_training(
         raise TrainingError(
             f"a training run is under way already (process {holder}); wait for its end"
         ) from error
+
+
+def is_under_way(state: Path) -> bool:
+    """Whether a run holds the training lock of `state`; it is taken for a moment to find out."""
+    path = state / LOCK
+    if not path.is_file():
+        return False
+    try:
+        FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
 
 
 class _Run:
@@ -280,7 +293,6 @@ class _Run:
             "labels": dict(self.view.labels),
             "dims": asdict(model.dims) if model.dims is not None else {},
             "image_size": model.spec.image_size,
-            "minutes": self._options().seconds / 60.0,
             "code": self.code_version,
         }
         path = self.state / FOLDER / f"{self.request.kind}.pt"

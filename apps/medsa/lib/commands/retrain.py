@@ -1,0 +1,91 @@
+"""`cli.py retrain`: a full retraining on all labels, for cron, systemd or Slurm, beside a server or without one.
+
+Under torchrun all its workers train together.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lib.commands.shared_arguments import add_task_arguments, parts_of
+from lib.commands.train import describe_run, store_of
+from lib.errors import InputError, TrainingError
+from lib.server.parts import Parts
+from lib.trainers.children import stop_requested, stopping_by_signal
+from lib.trainers.medsa_trainer import training_cases
+from lib.training.cases import CaseFile
+from lib.training.nightly import LEAST_MINUTES, MINUTES_A_LABEL
+from lib.training.record import RunRecord
+from lib.training.request import RunRequest
+from lib.training.run import is_under_way
+from lib.training.world import World, world_of_this_process
+
+# As documented in docs/scheduling.md.
+STOPPED, BUSY = 4, 3
+LOOK_S = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    add_task_arguments(parser)
+    parser.add_argument("--studies", type=Path, required=True, metavar="DIR", help="as given to the server")
+    parser.add_argument(
+        "--start",
+        choices=("base", "champion"),
+        default="base",
+        help="the weights to start from (%(default)s)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="of training (default: 3 a label, 10 at least)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="M",
+        help="minutes to wait while another training runs (none)",
+    )
+
+
+def run(arguments: argparse.Namespace, app_dir: Path) -> int:
+    """Trains and says what was decided: 0 published or refused, 3 another training runs, 4 stopped by a signal."""
+    for name in ("minutes", "wait"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 <= value < 10_000:
+            raise InputError(f"--{name}", value, "a number of minutes")
+    parts = parts_of(arguments, app_dir)
+    with stopping_by_signal(), world_of_this_process() as world:
+        if world.told(_is_busy(parts, arguments.wait) if world.leads else None):
+            print("retrain: another training runs; --wait MINUTES waits for its end")
+            return BUSY
+        record = retrain(parts, arguments.studies, arguments.start, arguments.minutes, world)
+        if world.leads:
+            print(describe_run(record))
+    return STOPPED if record.decision == "stopped" else 0
+
+
+def retrain(parts: Parts, studies: Path, start: str, minutes: float | None, world: World) -> RunRecord:
+    """One full run, gate and publishing included; raises NotFoundError or TrainingError."""
+    files = training_cases(store_of(parts, studies))
+    request = RunRequest.parse(
+        {"kind": "full", "trigger": "command line", "start": start, "minutes": minutes or _minutes(files)}
+    )
+    return parts.train(files, request, stop_requested, world)
+
+
+def _minutes(files: list[CaseFile]) -> float:
+    return max(LEAST_MINUTES, MINUTES_A_LABEL * len(files))
+
+
+def _is_busy(parts: Parts, wait_minutes: float, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Whether another training still runs after so many minutes."""
+    waited = 0.0
+    while is_under_way(parts.state) and not stop_requested():
+        if waited >= 60.0 * wait_minutes:
+            return True
+        sleep(LOOK_S)
+        waited += LOOK_S
+    if stop_requested():
+        raise TrainingError("stopped while waiting for another training to end")
+    return False

@@ -1,0 +1,63 @@
+"""Starting and stopping trainings, which are child processes of MONAI Label's.
+
+One that is to stop is asked to, so that it keeps its checkpoint, and killed where it does not hear; MONAI Label's own
+stop kills at once. Its bookkeeping is used as it is: `tasks("train")` and `processes("train")`, which its worker thread
+changes when a child ends. Stops are taken one after the other (`_lock`).
+"""
+
+import logging
+import threading
+import time
+from typing import Any
+
+from monailabel.utils.async_tasks.task import AsyncTask
+from monailabel.utils.async_tasks.utils import processes, tasks
+
+from lib.training.request import RunRequest
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 8.0  # 10 s are promised
+POLL_S = 0.05
+AUTOMATIC = ("labels", "idle", "nightly")
+
+_lock = threading.Lock()
+
+
+def running_training() -> dict[str, Any] | None:
+    """MONAI Label's task of the training that runs; None when none does."""
+    running = set(processes("train"))
+    return next((task for task in list(tasks("train")) if task["id"] in running), None)
+
+
+def start_training(request: RunRequest) -> dict[str, Any] | None:
+    """Starts one as the server does; None when one runs already."""
+    task, _ = AsyncTask.run("train", request={"model": "medsa", **request.to_json()})
+    return task
+
+
+def is_automatic(task: dict[str, Any]) -> bool:
+    """Whether the server started it, and not a person."""
+    return task["request"].get("trigger") in AUTOMATIC
+
+
+def stop_training(patience_s: float = PATIENCE_S) -> dict[str, Any] | None:
+    """Ends the training that runs, within about `patience_s`; returns its task, None when none runs."""
+    with _lock:
+        task = running_training()
+        process = processes("train").get(task["id"]) if task is not None else None
+        if task is None or process is None:
+            return None
+        # Before the signal: the thread that waits for the child would call its end an error.
+        task["status"] = "STOPPED"
+        process.terminate()
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if process.poll() is not None and task["id"] not in processes("train"):
+                log.info("training stopped; its checkpoint is kept")
+                return task
+            time.sleep(POLL_S)
+        log.warning(
+            "training did not stop within %g s and is killed; its last checkpoint is kept", patience_s
+        )
+        return AsyncTask.stop("train") or task

@@ -1,0 +1,90 @@
+"""The night's full retraining: a job of MONAI Label's own scheduler, which looks once a minute whether it is due.
+
+All that has to outlive the server is on disk: the records of the runs, and `nightly.json`. Used by the scheduler's
+thread and, for a stop and for the status, by request threads; what they share is the file, which is written whole.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import schedule
+
+from lib.server.child_trainings import running_training, start_training
+from lib.server.queue_view import QueueView
+from lib.settings import NightlySettings
+from lib.training.nightly import NightFile, Nights, is_due, is_news, minutes_of
+from lib.training.request import RunRequest
+
+log = logging.getLogger(__name__)
+
+MIN_LABELLED = 2
+
+
+class Night:
+    """Starts the night's run when it is due. `make_room` is called before it starts."""
+
+    def __init__(
+        self,
+        settings: NightlySettings,
+        file: NightFile,
+        queue: QueueView,
+        make_room: Callable[[], None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._settings, self._file, self._queue = settings, file, queue
+        self._make_room, self._now = make_room, now
+        self.nights = Nights.of(settings.at, settings.time_zone, settings.max_hours)
+
+    def schedule(self) -> None:
+        """Has MONAI Label's scheduler look, from now on. It has no memory of jobs that it missed, and needs none."""
+        schedule.every(1).minutes.do(self._look_safely)
+
+    def look(self) -> bool:
+        """Starts the run if it is due; whether it did."""
+        now = self._now()
+        if running_training() is not None or not is_due(
+            now, self.nights, self._file.read(), self._queue.records()
+        ):
+            return False
+        begun, labels = self.nights.begun(now), self._queue.digests()
+        reason = _nothing_to_do(labels, self._queue.records())
+        if reason is not None:
+            log.info("no retraining tonight: %s", reason)
+            self._file.note_over(begun)
+            return False
+        minutes = minutes_of(self.nights.left(now), len(labels))
+        self._make_room()
+        self._file.note_start(begun)
+        log.info("the night's retraining starts: %d labels, %.0f minutes", len(labels), minutes)
+        return start_training(RunRequest("full", "nightly", self._settings.start, minutes)) is not None
+
+    def note_stop(self) -> None:
+        """Somebody stopped the night's training: it is not started again before the next night."""
+        self._file.note_over(self.nights.begun(self._now()))
+
+    def status(self) -> dict[str, Any]:
+        """For GET /medsa/status."""
+        now = self._now()
+        return {
+            "next": self.nights.coming(now).isoformat(timespec="minutes"),
+            "window_open": bool(self.nights.left(now)),
+            "max_hours": self._settings.max_hours,
+            "from": self._settings.start,
+        }
+
+    def _look_safely(self) -> None:
+        try:
+            self.look()
+        except Exception:
+            # The scheduler's thread is MONAI Label's, and would end.
+            log.exception("looking after the night's retraining failed; it is tried again")
+
+
+def _nothing_to_do(labels: dict[str, str], records: list[dict[str, Any]]) -> str | None:
+    if len(labels) < MIN_LABELLED:
+        return f"{len(labels)} labels, at least {MIN_LABELLED} are needed"
+    if not is_news(labels, records):
+        return "the labels are those of the last full training"
+    return None

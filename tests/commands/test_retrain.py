@@ -1,0 +1,114 @@
+"""The night's retraining from the command line, as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from lib.training.releases import Releases
+
+CLI = Path(__file__).resolve().parents[2] / "apps" / "medsa" / "cli.py"
+SHAPE = (32, 32, 8)
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """Six small volumes with a bright ball each, labelled."""
+    final = tmp_path / "studies" / "labels" / "final"
+    final.mkdir(parents=True)
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        centre = np.array([16, 16, 4]) + rng.uniform(-4, 4, 3) * [1, 1, 0.3]
+        place = np.moveaxis(np.indices(SHAPE), 0, -1)
+        inside = (((place - centre) / [7, 7, 3]) ** 2).sum(-1) < 1
+        image = (80 * inside + rng.normal(0, 8, SHAPE)).astype(np.float32)
+        affine = np.diag([1.0, 1.0, 2.0, 1.0])
+        nibabel.save(nibabel.Nifti1Image(image, affine), tmp_path / "studies" / f"case{seed}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(inside.astype(np.uint8), affine), final / f"case{seed}.nii.gz")
+    return tmp_path / "studies"
+
+
+def start(studies: Path, *options: str, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    command = [sys.executable, *launcher, str(CLI), "retrain", "--studies", str(studies), "--task", "object"]
+    command += ["--state", str(studies.parent / "state"), "--conf", "base", "vit_t", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def last_record(studies: Path) -> dict:
+    return Releases(studies.parent / "state").records()[-1]
+
+
+def test_it_trains_on_all_labels_from_the_base(studies: Path) -> None:
+    process = start(studies, "--minutes", "0.1")
+    said, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, said
+    record = last_record(studies)
+    assert record["decision"] in ("published", "refused"), said
+    assert (record["kind"], record["trigger"], record["start"]) == ("full", "command line", "base")
+    assert said.splitlines()[0].startswith(record["decision"])
+
+
+def test_a_signal_stops_it_and_the_next_one_goes_on(studies: Path) -> None:
+    process = start(studies, "--minutes", "30")
+    progress = studies.parent / "state" / "progress.json"
+    deadline = time.monotonic() + 200
+    while not progress.exists() or "step" not in json.loads(progress.read_text())["status"]:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert last_record(studies)["decision"] == "stopped"
+    assert (studies.parent / "state" / "checkpoints" / "full.pt").exists()
+    again = start(studies, "--minutes", "0.05")
+    said, _ = again.communicate(timeout=250)
+    assert again.returncode == 0, said
+    assert last_record(studies)["resumed"] > 0
+
+
+def test_while_another_training_runs_it_says_so_or_waits(studies: Path) -> None:
+    state = studies.parent / "state"
+    state.mkdir()
+    with FileLock(state / "training.lock"):
+        process = start(studies, "--minutes", "0.05")
+        said, _ = process.communicate(timeout=120)
+        assert (process.returncode, "another training runs" in said) == (3, True)
+        waits = start(studies, "--minutes", "0.05", "--wait", "3")
+        time.sleep(8)
+        assert waits.poll() is None
+    said, _ = waits.communicate(timeout=250)
+    assert waits.returncode == 0, said
+
+
+@pytest.mark.parametrize(("option", "value"), [("--minutes", "-1"), ("--minutes", "nan"), ("--wait", "-2")])
+def test_a_time_that_is_none_is_refused(studies: Path, option: str, value: str) -> None:
+    process = start(studies, option, value)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert f"{option}: {float(value)} is not accepted; allowed: a number of minutes" in said
+
+
+def test_under_torchrun_two_processes_train_together(studies: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = start(studies, "--minutes", "0.1", launcher=launcher)
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    assert last_record(studies)["decision"] in ("published", "refused")
+    assert len(Releases(studies.parent / "state").records()) == 1

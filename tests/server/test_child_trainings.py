@@ -1,0 +1,77 @@
+"""Stopping a real child process through MONAI Label's own bookkeeping."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from monailabel.utils.async_tasks import utils
+
+from lib.server.child_trainings import is_automatic, running_training, stop_training
+
+ON = "print('on', flush=True); time.sleep(600)"
+HEARS = f"import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); {ON}"
+DEAF = f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); {ON}"
+Start = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Runs a program as MONAI Label's training child, with its own thread that waits for it."""
+    for name in ("background_tasks", "background_processes", "background_executors"):
+        monkeypatch.setattr(utils, name, {})
+    monkeypatch.setenv("PYTHONPATH", "")
+    began: list[Any] = []
+    popen = subprocess.Popen
+
+    def launch(program: str) -> dict[str, Any]:
+        def replaced(command: list[str], **named: Any) -> Any:
+            process = popen([sys.executable, "-c", program], **named)
+            began.append(process)
+            return process
+
+        monkeypatch.setattr(utils.subprocess, "Popen", replaced)
+        task = utils.run_background_task({"model": "medsa", "trigger": "labels"}, "train")
+        deadline = time.monotonic() + 60
+        while "on" not in task.get("details", ()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return task
+
+    yield launch
+    for process in began:
+        process.kill()
+
+
+def test_without_a_training_there_is_nothing_to_stop(start: Start) -> None:
+    assert running_training() is None
+    assert stop_training() is None
+
+
+def test_one_that_hears_ends_by_itself_and_counts_as_stopped(start: Start) -> None:
+    task = start(HEARS)
+    assert running_training() is task
+    assert is_automatic(task)
+    assert stop_training() is task
+    assert task["status"] == "STOPPED"
+    assert running_training() is None
+    assert utils.processes("train") == {}
+
+
+def test_one_that_does_not_hear_is_killed_in_time(start: Start) -> None:
+    task = start(DEAF)
+    began = time.monotonic()
+    stopped = stop_training(patience_s=1.0)
+    assert time.monotonic() - began < 5
+    assert stopped is not None
+    assert stopped["id"] == task["id"]
+    assert task["status"] == "STOPPED"
+    assert running_training() is None
+
+
+def test_a_persons_training_is_not_automatic() -> None:
+    assert not is_automatic({"request": {"trigger": "person"}})
+    assert not is_automatic({"request": {}})
+    assert all(is_automatic({"request": {"trigger": name}}) for name in ("labels", "idle", "nightly"))
