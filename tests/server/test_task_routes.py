@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 @pytest.fixture
 def client() -> TestClient:
     store = SimpleNamespace(get_labeled_images=lambda: ["a", "b"])
-    housekeeping: Any = SimpleNamespace(make_room=lambda: None)
+    housekeeping: Any = SimpleNamespace(make_room=lambda: None, note_stop=lambda: None)
     app: Any = SimpleNamespace(datastore=lambda: store, info=lambda: {"trainers": {"medsa": {}}})
     unused: Any = None
     server = FastAPI()
@@ -93,3 +93,8 @@ def test_a_bad_request_is_refused_before_anything_is_stopped_or_started(
     assert answer.status_code == 422
     assert answer.json()["detail"] == f"{field}: {value!r} is not accepted; allowed: {allowed}"
     assert asked == []
+
+
+def test_stopping_where_nothing_runs_is_no_error(client: TestClient) -> None:
+    answer = client.delete("/train/")
+    assert (answer.status_code, answer.json()) == (200, None)

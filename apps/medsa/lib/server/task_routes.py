@@ -73,7 +73,7 @@ def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping
         return train_endpoint.run_model(model, {**(params or {}), **request}, False, enqueue)
 
     @router.delete("/train/", tags=["Train"], summary="Stop Training Task")
-    def stop_training(user: Admin) -> Any:
+    def stop(user: Admin) -> Any:
         housekeeping.note_stop()
         return stop_training()
 
