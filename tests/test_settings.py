@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from lib.errors import SettingsError
 from lib.settings import (
     LARGEST_IMAGE,
     PATCH_SIZE,
     SMALLEST_IMAGE,
+    IntensitySettings,
+    NightlySettings,
     ServingSettings,
     Settings,
+    TaskSettings,
     TrainingSettings,
     load_pretraining,
     load_settings,
@@ -253,3 +257,45 @@ def test_options_go_before_the_recipe(configs: Path) -> None:
     recipe = load_pretraining(configs / "pretraining.yaml", {"seed": "7", "workers": "0"})
     assert (recipe.seed, recipe.workers) == (7, 0)
     assert recipe.learning_rate == load_pretraining(configs / "pretraining.yaml", {}).learning_rate
+
+
+def nightly_of(text: str) -> NightlySettings | None:
+    return load_settings(CONFIGS, {"nightly": text}).training.nightly
+
+
+def test_a_night_is_off_or_a_time_or_a_mapping() -> None:
+    assert nightly_of("off") is None
+    assert nightly_of("02:00") == NightlySettings(at="02:00")
+    text = '{"at":"23:30","time_zone":"Europe/Berlin","max_hours":2,"from":"champion"}'
+    assert nightly_of(text) == NightlySettings(
+        at="23:30", time_zone="Europe/Berlin", max_hours=2, start="champion"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "allowed"),
+    [
+        ("24:00", "nightly.at", "pattern"),
+        ("soon", "nightly", "valid dictionary"),
+        ("{", "nightly", "a YAML mapping, or off"),
+        ('{"at":"2:00"}', "nightly.at", "pattern"),
+        ('{"at":"02:00","time_zone":"Mars"}', "nightly.time_zone", "the name of a time zone"),
+        ('{"at":"02:00","max_hours":0}', "nightly.max_hours", "greater than 0"),
+        ('{"at":"02:00","max_hours":25}', "nightly.max_hours", "less than or equal to 24"),
+        ('{"at":"02:00","from":"v3"}', "nightly.from", "'base' or 'champion'"),
+        ('{"at":"02:00","until":"04:00"}', "nightly.until", "the keys"),
+    ],
+)
+def test_a_night_that_is_none_is_named(text: str, field: str, allowed: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        nightly_of(text)
+    assert str(raised.value).startswith(f"--conf {field}: ")
+    assert allowed in str(raised.value)
+
+
+@pytest.mark.parametrize("pattern", ["(", "no group", "(a)(b)"])
+def test_a_patient_pattern_has_exactly_one_group(pattern: str) -> None:
+    with pytest.raises(ValidationError, match="regular expression"):
+        TaskSettings(
+            name="x", description="", labels={"a": 1}, intensity=IntensitySettings(), patient=pattern
+        )

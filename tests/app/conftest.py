@@ -66,7 +66,7 @@ class Server:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ends this server and the children it has now, by their ids."""
-        if self.process is None:
+        if self.process is None or self.process.poll() is not None:
             return
         children = self.children() if number == signal.SIGTERM else []
         self.process.send_signal(number)

@@ -119,7 +119,7 @@ def test_a_night_that_was_missed_runs_when_the_server_starts_in_its_window(
 ) -> None:
     """Its time was half an hour ago; the scheduler looks once a minute."""
     at = (datetime.now(UTC) - timedelta(minutes=30)).strftime("%H:%M")
-    server = make_server(cases=4, auto_train="false", nightly=f"{{at: '{at}', max_hours: 2, from: base}}")
+    server = make_server(cases=4, auto_train="false", nightly=f'{{"at":"{at}","max_hours":2,"from":"base"}}')
     save(server, label_of, "case0", "case1", "case2")
     status = server.status()["nightly"]
     assert (status["window_open"], status["from"]) == (True, "base")

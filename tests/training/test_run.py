@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from lib.errors import AdapterError, TrainingError
 from lib.model.adapter_io import load_adapter
 from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
-from lib.training import judging, run
+from lib.training import judging, run, teaching
 from lib.training.cases import label_digest
 from lib.training.loop import TrainResult
 from lib.training.pending import pending_labels
@@ -194,7 +194,7 @@ def test_with_few_labels_cases_are_left_out_by_models_trained_without_them(
     go, cases, write_case, releases, monkeypatch
 ):
     trained_on, judged = [], []
-    train = run.train
+    train = teaching.train
 
     def watched(model, prepared, *arguments, **named):
         trained_on.append([case.case_id for case in prepared])
@@ -205,7 +205,7 @@ def test_with_few_labels_cases_are_left_out_by_models_trained_without_them(
         dice = 0.5 if len(judged) == 1 else 0.6
         return [ObjectScore(case.case_id, "object", (dice,) * 5, dice) for case in found]
 
-    monkeypatch.setattr(run, "train", watched)
+    monkeypatch.setattr(teaching, "train", watched)
     for module in (run, judging):
         monkeypatch.setattr(module, "validate", validate)
     record = go([write_case(case) for case in cases], settings(steps=8, validation_fraction=0.2))
@@ -255,7 +255,7 @@ def test_a_label_that_is_of_somewhere_else_is_named(go, many_cases, write_case, 
 def test_an_incremental_run_draws_new_cases_more_often(go, files, scripted, monkeypatch, releases):
     seen = []
     monkeypatch.setattr(
-        run, "train", lambda *args, **named: seen.append(args[2]) or TrainResult(1, 1.0, (0.5,), False)
+        teaching, "train", lambda *args, **named: seen.append(args[2]) or TrainResult(1, 1.0, (0.5,), False)
     )
     scripted(0.5, 0.6)
     go(files)
@@ -271,9 +271,9 @@ def test_an_incremental_run_draws_new_cases_more_often(go, files, scripted, monk
 
 def test_a_full_run_from_the_base_starts_afresh(go, files, scripted, releases, monkeypatch):
     starts = []
-    train = run.train
+    train = teaching.train
     monkeypatch.setattr(
-        run,
+        teaching,
         "train",
         lambda model, *args, **named: starts.append(model.trained) or train(model, *args, **named),
     )
@@ -445,7 +445,7 @@ def test_a_failed_run_is_recorded_and_the_next_one_works(
     go, files, releases, scripted, tmp_path, monkeypatch
 ):
     scripted(0.5)
-    monkeypatch.setattr(run, "train", broken_train)
+    monkeypatch.setattr(teaching, "train", broken_train)
     with pytest.raises(RuntimeError, match="out of memory"):
         go(files)
     monkeypatch.undo()

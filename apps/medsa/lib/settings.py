@@ -224,9 +224,12 @@ class TrainingSettings(_Settings):
     @field_validator("nightly", mode="before")
     @classmethod
     def _nightly_of_text(cls, value: Any) -> Any:
-        # A --conf pair is a text: `--conf nightly "{at: '02:00', max_hours: 4}"`, or `off`.
+        # A --conf pair is a text: 02:00, or off, or {"at":"02:00","max_hours":4}, without spaces: MONAI Label's own
+        # start script splits at them.
         if not isinstance(value, str):
             return value
+        if re.fullmatch(r"\d\d:\d\d", value):
+            return {"at": value}
         try:
             content = yaml.safe_load(value)
         except yaml.YAMLError as error:

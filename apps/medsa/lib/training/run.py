@@ -5,14 +5,12 @@ the lock of `lib.training.releases` (order: training lock, then releases lock). 
 readers, who need no lock. A killed run changes nothing that serves; what it left is removed by the next one.
 """
 
-import hashlib
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,28 +19,27 @@ from filelock import FileLock, Timeout
 
 from lib.errors import TrainingError, TrainingStopped
 from lib.memory import keep_freed_memory
-from lib.model.adapter_io import AdapterConfig, adapted, save_adapter
+from lib.model.adapter_io import AdapterConfig, save_adapter
 from lib.model.medsa import MedSA
-from lib.settings import Settings, TaskSettings
+from lib.settings import Settings
 from lib.training.ancestry import known_scores, seen_by, trained_labels
 from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases
-from lib.training.checkpoint import FOLDER, CheckpointFile, remove_parts
+from lib.training.checkpoint import CheckpointFile, remove_parts
 from lib.training.choice import Choice, choose, group_of
-from lib.training.clicks_first import ClicksFirst
+from lib.training.circumstances import BuildModel, Circumstances
 from lib.training.gate import Decision, Rules
-from lib.training.image_size import fitting_size
 from lib.training.judging import Exam, Judge, Verdict, Weights
-from lib.training.loop import Progress, TrainOptions, TrainResult, train
+from lib.training.loop import Progress, TrainResult
 from lib.training.pending import pending_labels
 from lib.training.progress_file import ProgressFile, read_progress
 from lib.training.record import RunRecord, write_card
 from lib.training.releases import Releases
 from lib.training.request import RunRequest
-from lib.training.slabs import TrainingCase, prepare_case
+from lib.training.slabs import TrainingCase
 from lib.training.suspicion import Agreement, suspects
+from lib.training.teaching import Teacher
 from lib.training.tracking import Track, Tracked, untracked
 from lib.training.validation import ObjectScore, agreements, as_scores, validate
-from lib.training.viewpoint import Viewpoint
 from lib.training.world import ALONE, World
 from lib.version import VERSION
 
@@ -54,8 +51,6 @@ LOCK = "training.lock"  # held by a run from its beginning to its end, whatever 
 # Training cases that are looked at for labels that do not fit: a second or two each.
 MAX_LOOKED_AT = 60
 PLAIN_REQUEST = RunRequest()
-
-BuildModel = Callable[[], tuple[MedSA, str]]
 
 
 def run_training(
@@ -81,15 +76,16 @@ def run_training(
     when another run holds the lock, when there is no label, or fewer than two usable cases; whatever is raised
     after the lock was taken is recorded as a failed run.
     """
+    here = Circumstances(
+        state, settings, build_model, request, device, code_version, clock, now, should_stop, world, track
+    )
     keep_freed_memory()
     if not world.leads:
-        run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world, track)
-        return run.follow(files, build_model)
+        return follow(here, files)
     state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(state / LOCK, timeout=LOCK_PATIENCE_S):
-            run = _Run(state, settings, request, device, code_version, clock, now, should_stop, world, track)
-            return run.execute(files, build_model)
+            return _Run(here).execute(files)
     except Timeout as error:
         world.told(None)  # the others wait to hear what to train
         holder = read_progress(state).get("pid", "unknown")
@@ -110,30 +106,44 @@ def is_under_way(state: Path) -> bool:
     return False
 
 
+def facts_of(result: TrainResult) -> dict[str, Any]:
+    """What a record says of a training; the loss is the mean of the last steps, the figure to watch from run to run."""
+    tail = result.losses[-20:]
+    loss = round(sum(tail) / len(tail), 4) if tail else None
+    return {"steps": result.steps, "loss": loss, "events": result.events}
+
+
+def follow(here: Circumstances, files: Sequence[CaseFile]) -> RunRecord:
+    """What every worker but the first does: the same training on other slices, and nothing else.
+
+    Raises TrainingError where the first one does not get as far as training, or a case cannot be read here.
+    """
+    plan = here.world.told(None)
+    if plan is None:
+        raise TrainingError("the first worker did not get as far as training; its record says why")
+    found, _ = load_cases([file for file in files if file.case_id in plan["cases"]], here.view.labels)
+    cases = {case.case_id: case for case in found}
+    missing = [case_id for case_id in plan["cases"] if case_id not in cases]
+    if missing:
+        raise TrainingError(f"worker {here.world.rank} cannot read the cases {', '.join(missing)}")
+    champion = Releases(here.state).champion()
+    teacher = Teacher(here, champion, frozenset(plan["new"]), lambda progress: None)
+    base, base_sha256 = here.build_model()
+    served = teacher.served(base, base_sha256)
+    training = [cases[case_id] for case_id in plan["cases"]]
+    model, prepared = teacher.prepared(base if teacher.starts_fresh else served, training, plan["image_size"])
+    result = teacher.train(model, prepared, teacher.checkpoint(model, base_sha256))
+    version = 0 if champion is None else champion.version
+    return RunRecord("followed", (), here.now().isoformat(timespec="seconds"), version, **facts_of(result))
+
+
 class _Run:
     """One run while it holds the training lock. `record` grows with what has been done so far."""
 
-    def __init__(
-        self,
-        state: Path,
-        settings: Settings,
-        request: RunRequest,
-        device: str,
-        code_version: str,
-        clock: Callable[[], float],
-        now: Callable[[], datetime],
-        should_stop: Callable[[], bool],
-        world: World,
-        track: Track,
-    ) -> None:
-        self.track, self.tracked = track, Tracked({}, time.time)
-        self.state, self.world, self.plan_told = state, world, False
-        self.settings, self.request, self.code_version = settings, request, code_version
-        self.clock, self.now, self.should_stop = clock, now, should_stop
-        self.releases, self.clicks = Releases(state), ClicksFirst.under(state)
-        task = settings.task
-        self.view = Viewpoint(task.labels, task.intensity, task.slice_axis, device, task.flips)
-        started = now()
+    def __init__(self, here: Circumstances) -> None:
+        self.here, self.view, self.plan_told = here, here.view, False
+        self.releases = Releases(here.state)
+        started, request = here.now(), here.request
         self.record = RunRecord(
             "failed",
             (),
@@ -142,33 +152,34 @@ class _Run:
             kind=request.kind,
             trigger=request.trigger,
             start=request.start,
-            code_version=code_version,
-            view=_view_digest(task),
+            code_version=here.code_version,
+            view=here.view_digest,
         )
-        self.progress = ProgressFile(state, os.getpid(), started, 0)
+        self.progress = ProgressFile(here.state, os.getpid(), started, 0)
+        self.tracked = Tracked({}, time.time)
 
-    def execute(self, files: Sequence[CaseFile], build_model: BuildModel) -> RunRecord:
+    def execute(self, files: Sequence[CaseFile]) -> RunRecord:
         """The whole run; every end of it that is not a kill leaves a record."""
-        with self.track(self.state, self._tracked_parameters()) as tracked:
+        with self.here.track(self.here.state, self._tracked_parameters()) as tracked:
             self.tracked = tracked
             try:
-                return self._recorded(files, build_model)
+                return self._recorded(files)
             finally:
                 tracked.finish(self.record.to_json())
 
     def _tracked_parameters(self) -> dict[str, Any]:
         """What the run is made with. No case: this is made to be shown around."""
         return {
-            **self.request.to_json(),
+            **self.here.request.to_json(),
             "time": self.record.time,
-            "settings": self.settings.training.model_dump(mode="json"),
+            "settings": self.here.settings.training.model_dump(mode="json"),
         }
 
-    def _recorded(self, files: Sequence[CaseFile], build_model: BuildModel) -> RunRecord:
+    def _recorded(self, files: Sequence[CaseFile]) -> RunRecord:
         try:
             self.releases.clean()
-            remove_parts(self.state)
-            self._attempt(files, build_model)
+            remove_parts(self.here.state)
+            self._attempt(files)
         except TrainingStopped as error:
             self._tell_plan(None)
             self._note(decision="stopped", reasons=(str(error),))
@@ -182,146 +193,62 @@ class _Run:
         self._end()
         return self.record
 
-    def _attempt(self, files: Sequence[CaseFile], build_model: BuildModel) -> None:
+    def _attempt(self, files: Sequence[CaseFile]) -> None:
         with self._stage("loading"):
             champion = self.releases.champion_version()
             self.progress.version = champion
             self._note(champion=champion)
             cases, choice = self._cases(files)
-            base, base_sha256 = build_model()
-            served = self._served(base, base_sha256)
+            teacher = Teacher(self.here, self.releases.champion(), self._new_cases(), self._on_progress)
+            base, base_sha256 = self.here.build_model()
+            served = teacher.served(base, base_sha256)
             training = [cases[case_id] for case_id in choice.training]
-            model, prepared = self._to_train(base if self._starts_fresh() else served, training)
+            model, prepared = teacher.prepared(base if teacher.starts_fresh else served, training)
         with self._stage("evaluating the serving version"):
             before = self._champion_scores(served, [cases[case_id] for case_id in choice.judged])
-        start, checkpoint = model.adapter_state(), self._checkpoint(model, base_sha256)
-        with self._stage("training"):
-            self._tell_plan(
-                {"cases": self.record.trained, "champion": champion, "image_size": model.spec.image_size}
-            )
-            result = self._train(model, prepared, checkpoint)
-        self._note(steps=result.steps, loss=_last_loss(result), resumed=result.resumed, events=result.events)
-        if result.stopped:
-            raise TrainingStopped("the run was asked to stop")
-        trained = model.adapter_state()
-        exams = [Exam(tuple(cases[case_id] for case_id in choice.validation), trained)]
-        for number, fold in enumerate(choice.folds, 1):
-            with self._stage(f"leave-one-out, fold {number} of {len(choice.folds)}"):
-                exams.append(self._fold(model, start, prepared, cases, fold, len(choice.folds)))
+        start, checkpoint = model.adapter_state(), teacher.checkpoint(model, base_sha256)
+        exams = self._train(teacher, model, prepared, checkpoint, cases, choice)
         with self._stage("evaluating the candidate"):
-            judge = self._judge(model, before, None if self._starts_fresh() else start, cases)
+            judge = self._judge(model, before, None if teacher.starts_fresh else start, cases)
             verdict = judge.judge(exams)
-            model.load_adapter_state(judge.weights(trained, verdict.share))
+            model.load_adapter_state(judge.weights(exams[0].trained, verdict.share))
             self._note_verdict(verdict)
         with self._stage("looking for labels that do not fit"):
             self._look_for_suspects(model, training, verdict)
-        self._conclude(model, base_sha256, verdict)
+        self._conclude(model, teacher.adapter_config(model, base_sha256), verdict)
         # Not before: a kill in between evaluates again, and does not train again.
         checkpoint.remove()
 
-    def follow(self, files: Sequence[CaseFile], build_model: BuildModel) -> RunRecord:
-        """What every worker but the first does: the same training on other slices, and nothing else."""
-        plan = self.world.told(None)
-        if plan is None:
-            raise TrainingError("the first worker did not get as far as training; its record says why")
-        cases, _ = load_cases([file for file in files if file.case_id in plan["cases"]], self.view.labels)
-        by_id = {case.case_id: case for case in cases}
-        missing = [case_id for case_id in plan["cases"] if case_id not in by_id]
-        if missing:
-            raise TrainingError(f"worker {self.world.rank} cannot read the cases {', '.join(missing)}")
-        self._note(champion=plan["champion"], decision="followed")
-        digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
-        self._note(label_digests=digests)
-        base, base_sha256 = build_model()
-        start = base.to(self.view.device) if self._starts_fresh() else self._served(base, base_sha256)
-        size = plan["image_size"]
-        model = start if start.spec.image_size == size else start.at_size(size)
-        spec = model.spec
-        training = [by_id[case_id] for case_id in plan["cases"]]
-        prepared = [prepare_case(case, self.view, spec.image_size, spec.mask_size) for case in training]
-        result = self._train(model, prepared, self._checkpoint(model, base_sha256))
-        self._note(steps=result.steps, loss=_last_loss(result), events=result.events)
-        return self.record
+    def _train(
+        self,
+        teacher: Teacher,
+        model: MedSA,
+        prepared: Sequence[TrainingCase],
+        checkpoint: CheckpointFile,
+        cases: Mapping[str, Case],
+        choice: Choice,
+    ) -> list[Exam]:
+        """Trains on all cases, then without those of each fold: what is judged, the whole training first."""
+        start = model.adapter_state()
+        with self._stage("training"):
+            size = model.spec.image_size
+            self._tell_plan({"cases": choice.training, "new": sorted(teacher.new), "image_size": size})
+            result = teacher.train(model, prepared, checkpoint)
+        self._note(**facts_of(result), resumed=result.resumed)
+        self.here.check_stop(result.stopped)
+        exams = [Exam(tuple(cases[case_id] for case_id in choice.validation), model.adapter_state())]
+        for number, fold in enumerate(choice.folds, 1):
+            with self._stage(f"leave-one-out, fold {number} of {len(choice.folds)}"):
+                others = [case for case in prepared if case.case_id not in fold]
+                weights = teacher.train_fold(model, start, others, len(choice.folds))
+                exams.append(Exam(tuple(cases[case_id] for case_id in fold), weights))
+        return exams
 
     def _tell_plan(self, plan: dict[str, Any] | None) -> None:
         """Tells the other workers what to train along with, once; None: nothing comes."""
         if not self.plan_told:
             self.plan_told = True
-            self.world.told(plan)
-
-    def _starts_fresh(self) -> bool:
-        return self.request.start == "base"
-
-    def _train(
-        self, model: MedSA, prepared: Sequence[TrainingCase], checkpoint: CheckpointFile
-    ) -> TrainResult:
-        return train(
-            model,
-            prepared,
-            self._options(),
-            clock=self.clock,
-            on_progress=self._on_progress,
-            should_stop=self.should_stop,
-            clicks=self.clicks,
-            checkpoint=checkpoint,
-            world=self.world,
-        )
-
-    def _to_train(self, start: MedSA, training: Sequence[Case]) -> tuple[MedSA, list[TrainingCase]]:
-        """The network to train, and its cases.
-
-        One that was trained goes on at its image size; a fresh one takes that which fits the slices.
-        """
-        spec = start.spec
-        prepared = [prepare_case(case, self.view, spec.image_size, spec.mask_size) for case in training]
-        if start.trained or self.settings.serving.image_size is not None:
-            return start, prepared
-        size = fitting_size(spec, [case.geometry for case in prepared])
-        if size == spec.image_size:
-            return start, prepared
-        log.info("training on images of %d pixels, not %d: no slice has more voxels", size, spec.image_size)
-        model = start.at_size(size)
-        return model, [case.at_size(size, model.spec.mask_size) for case in prepared]
-
-    def _checkpoint(self, model: MedSA, base_sha256: str) -> CheckpointFile:
-        """What a training like this one goes on from after it was stopped or killed."""
-        identity = {
-            "kind": self.request.kind,
-            "start": self.request.start,
-            "champion": self.record.champion if self.request.start == "champion" else 0,
-            "base": base_sha256,
-            "labels": dict(self.view.labels),
-            "dims": asdict(model.dims) if model.dims is not None else {},
-            "image_size": model.spec.image_size,
-            "code": self.code_version,
-        }
-        path = self.state / FOLDER / f"{self.request.kind}.pt"
-        return CheckpointFile(path, identity, self.settings.training.checkpoint_seconds)
-
-    def _fold(
-        self,
-        model: MedSA,
-        start: Weights,
-        prepared: Sequence[TrainingCase],
-        cases: Mapping[str, Case],
-        fold: Sequence[str],
-        folds: int,
-    ) -> Exam:
-        """Trains from the same start without the cases of `fold`; all folds together take as long as the run."""
-        model.load_adapter_state(start)
-        options = self._options()
-        result = train(
-            model,
-            [case for case in prepared if case.case_id not in fold],
-            replace(options, seconds=options.seconds / folds),
-            clock=self.clock,
-            on_progress=self._on_progress,
-            should_stop=self.should_stop,
-            clicks=self.clicks,
-        )
-        if result.stopped:
-            raise TrainingStopped("the run was asked to stop")
-        return Exam(tuple(cases[case_id] for case_id in fold), model.adapter_state())
+            self.here.world.told(plan)
 
     def _judge(
         self,
@@ -330,15 +257,15 @@ class _Run:
         start: Weights | None,
         cases: Mapping[str, Case],
     ) -> Judge:
-        training = self.settings.training
-        patient = self.settings.task.patient
+        training = self.here.settings.training
+        patient = self.here.settings.task.patient
         rules = Rules(
             training.gate_margin,
             training.gate_confidence,
             training.seed,
             lambda case_id: group_of(case_id, patient),
         )
-        return Judge(model, self.view, before, self._expected(cases), rules, start, self._between)
+        return Judge(model, self.view, before, self._expected(cases), rules, start, self.here.between_cases)
 
     def _note_verdict(self, verdict: Verdict) -> None:
         self._note(
@@ -351,8 +278,8 @@ class _Run:
         others.
         """
         new = self._new_cases()
-        looked_at = [case for case in training if self.request.kind == "full" or case.case_id in new]
-        found = agreements(model, looked_at[:MAX_LOOKED_AT], self.view, self._between)
+        looked_at = [case for case in training if self.here.request.kind == "full" or case.case_id in new]
+        found = agreements(model, looked_at[:MAX_LOOKED_AT], self.view, self.here.between_cases)
         judged = [Agreement(one.case_id, one.label, one.automatic) for one in verdict.objects]
         known = {one.case_id for one in judged}
         suspicious = suspects([*judged, *(one for one in found if one.case_id not in known)])
@@ -393,7 +320,8 @@ class _Run:
     def _choose(self, cases: Mapping[str, Case]) -> Choice:
         labels_of = {case_id: _occurring([case], self.view.labels) for case_id, case in cases.items()}
         seen = seen_by(self.releases.records(), self.record.champion)
-        fraction, patient = self.settings.training.validation_fraction, self.settings.task.patient
+        settings = self.here.settings
+        fraction, patient = settings.training.validation_fraction, settings.task.patient
         return choose(labels_of, self._expected(cases), fraction, patient, seen)
 
     def _expected(self, cases: Mapping[str, Case]) -> list[str]:
@@ -409,37 +337,19 @@ class _Run:
             self.record.champion,
             self.record.label_digests,
             self.record.view,
-            self.code_version,
+            self.here.code_version,
         )
         old = [one for one in known if one.case_id in {case.case_id for case in cases}]
         done = {one.case_id for one in old}
-        new = validate(served, [case for case in cases if case.case_id not in done], self.view, self._between)
+        new = validate(
+            served, [case for case in cases if case.case_id not in done], self.view, self.here.between_cases
+        )
         objects = [*old, *new]
         self._note(scores={"champion": tuple(objects)})
         self.progress.best_metric = as_scores(objects, list(self.view.labels), self.view.labels).overall
         return objects
 
-    def _between(self) -> None:
-        """Before each case that is looked at: clicks first, and a stop is a stop."""
-        self.clicks.wait(self.should_stop)
-        if self.should_stop():
-            raise TrainingStopped("the run was asked to stop")
-
-    def _served(self, base: MedSA, base_sha256: str) -> MedSA:
-        """The network as it serves, which `base` is without a release.
-
-        Raises AdapterError for an adapter that misfits.
-        """
-        base.to(self.view.device)
-        champion = self.releases.champion()
-        if champion is None:
-            return base
-        served = adapted(champion.folder, base, base_sha256, self.view.labels)
-        if served.dims != base.dims and self.request.start == "champion":
-            log.warning("training goes on with the serving adapter's %s, not with %s", served.dims, base.dims)
-        return served
-
-    def _conclude(self, model: MedSA, base_sha256: str, verdict: Verdict) -> None:
+    def _conclude(self, model: MedSA, config: AdapterConfig, verdict: Verdict) -> None:
         decision = verdict.decision
         with self.releases.writing():
             if self.releases.champion_version() != self.record.champion:
@@ -448,7 +358,6 @@ class _Run:
             if not decision.publish:
                 self.releases.record(self.record.to_json())
                 return
-            config = self._adapter_config(model, base_sha256)
             card = write_card(config, self.record)
             release = self.releases.publish(
                 lambda folder: save_adapter(folder, model, config, card), self.record.to_json()
@@ -458,54 +367,26 @@ class _Run:
         after = as_scores(verdict.objects, list(self.view.labels), self.view.labels)
         self.progress.best_metric = after.overall
 
-    def _adapter_config(self, model: MedSA, base_sha256: str) -> AdapterConfig:
-        return AdapterConfig(
-            base_name=model.spec.name,
-            base_sha256=base_sha256,
-            dims=asdict(model.dims) if model.dims is not None else {},
-            labels=dict(self.view.labels),
-            intensity=self.view.intensity.model_dump(mode="json"),
-            code_version=self.code_version,
-            image_size=model.spec.image_size,
-        )
-
-    def _options(self) -> TrainOptions:
-        training = self.settings.training
-        minutes = self.request.minutes
-        return TrainOptions(
-            seconds=60.0 * (training.train_minutes if minutes is None else minutes),
-            learning_rate=training.learning_rate,
-            batch_slices=training.batch_slices,
-            prompts_per_slice=training.prompts_per_slice,
-            seed=training.seed,
-            small_share=training.small_share,
-            new=self._new_cases(),
-            new_share=training.new_share,
-            recorded_share=training.recorded_share,
-        )
-
     def _new_cases(self) -> frozenset[str]:
         """Those whose label no finished run has seen; a full run learns from all alike."""
-        if self.request.kind == "full":
+        if self.here.request.kind == "full":
             return frozenset()
         return frozenset(pending_labels(self.record.label_digests, self.releases.records()))
 
     def _on_progress(self, progress: Progress) -> None:
-        if not self.world.leads:
-            return
         self.tracked.metrics(progress.steps, {"loss": progress.loss})
         self.progress.loss = progress.loss
         self.progress.write(
-            f"training: step {progress.steps}, loss {progress.loss:.3f}", progress.fraction, self.now()
+            f"training: step {progress.steps}, loss {progress.loss:.3f}", progress.fraction, self.here.now()
         )
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         """Shows what is being done, and notes how long it took."""
-        self.progress.write(name, 1.0 if "candidate" in name else 0.0, self.now())
-        started = self.clock()
+        self.progress.write(name, 1.0 if "candidate" in name else 0.0, self.here.now())
+        started = self.here.clock()
         yield
-        self._note(seconds={**self.record.seconds, name: round(self.clock() - started, 2)})
+        self._note(seconds={**self.record.seconds, name: round(self.here.clock() - started, 2)})
 
     def _note(self, **facts: Any) -> None:
         self.record = replace(self.record, **facts)
@@ -513,28 +394,12 @@ class _Run:
     def _end(self) -> None:
         text = "; ".join([self.record.decision, *self.record.reasons])
         log.info("training run: %s", text)
-        self.progress.write(text, 1.0, self.now(), running=False)
-
-
-def _view_digest(task: TaskSettings) -> str:
-    """Names how images and labels of a task are shown to a model: scores of the same cases compare only under one."""
-    shown = {
-        "labels": task.labels,
-        "intensity": task.intensity.model_dump(mode="json"),
-        "axis": task.slice_axis,
-    }
-    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
+        self.progress.write(text, 1.0, self.here.now(), running=False)
 
 
 def _occurring(cases: Sequence[Case], labels: Mapping[str, int]) -> list[str]:
     """The labels that have a voxel in one of the cases."""
     return [name for name, value in labels.items() if any((case.label == value).any() for case in cases)]
-
-
-def _last_loss(result: TrainResult) -> float | None:
-    """Mean loss of the last steps, the figure to watch from run to run."""
-    tail = result.losses[-20:]
-    return round(sum(tail) / len(tail), 4) if tail else None
 
 
 def _reasons(skipped: Sequence[Skipped]) -> list[str]:

@@ -1,0 +1,72 @@
+"""What a run finds when it begins: what is asked for, by which settings, where, and who else is there."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from lib.errors import TrainingStopped
+from lib.model.medsa import MedSA
+from lib.settings import Settings
+from lib.training.clicks_first import ClicksFirst
+from lib.training.request import RunRequest
+from lib.training.tracking import Track, untracked
+from lib.training.viewpoint import Viewpoint
+from lib.training.world import ALONE, World
+from lib.version import VERSION
+
+BuildModel = Callable[[], tuple[MedSA, str]]
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """`build_model()` gives the base with fresh adapters and the SHA-256 of its file. `clock` gives seconds."""
+
+    state: Path
+    settings: Settings
+    build_model: BuildModel
+    request: RunRequest = RunRequest()  # noqa: RUF009 (it is frozen)
+    device: str = "cpu"
+    code_version: str = VERSION
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    should_stop: Callable[[], bool] = lambda: False
+    world: World = ALONE
+    track: Track = untracked
+
+    @cached_property
+    def view(self) -> Viewpoint:
+        """How the task's volumes are shown to the model."""
+        task = self.settings.task
+        return Viewpoint(task.labels, task.intensity, task.slice_axis, self.device, task.flips)
+
+    @cached_property
+    def clicks(self) -> ClicksFirst:
+        """Those of the server with this state folder."""
+        return ClicksFirst.under(self.state)
+
+    @property
+    def view_digest(self) -> str:
+        """Names how images and labels are shown: scores of the same cases compare only under one."""
+        task = self.settings.task
+        shown = {
+            "labels": task.labels,
+            "intensity": task.intensity.model_dump(mode="json"),
+            "axis": task.slice_axis,
+        }
+        return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
+
+    def between_cases(self) -> None:
+        """Before each case that is looked at: clicks first, and a stop is a stop."""
+        self.clicks.wait(self.should_stop)
+        self.check_stop(self.should_stop())
+
+    @staticmethod
+    def check_stop(stopped: bool) -> None:
+        """Raises TrainingStopped where somebody asked for it."""
+        if stopped:
+            raise TrainingStopped("the run was asked to stop")

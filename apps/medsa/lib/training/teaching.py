@@ -1,0 +1,149 @@
+"""The training part of a run: from which network it starts, with what, and how a fold is trained beside it."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from lib.model.adapter_io import AdapterConfig, adapted
+from lib.model.medsa import MedSA
+from lib.training.cases import Case
+from lib.training.checkpoint import FOLDER, CheckpointFile
+from lib.training.circumstances import Circumstances
+from lib.training.image_size import fitting_size
+from lib.training.judging import Weights
+from lib.training.loop import Progress, TrainOptions, TrainResult, train
+from lib.training.releases import Release
+from lib.training.slabs import TrainingCase, prepare_case
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Trains on top of `champion` (None: the base serves), or from the base where that is asked for.
+
+    `new` are the cases that are drawn more often; `on_progress` is told about once a second.
+    """
+
+    here: Circumstances
+    champion: Release | None
+    new: frozenset[str]
+    on_progress: Callable[[Progress], None]
+
+    @property
+    def starts_fresh(self) -> bool:
+        """Whether the serving version is not what training starts from."""
+        return self.here.request.start == "base"
+
+    def served(self, base: MedSA, base_sha256: str) -> MedSA:
+        """The network as it serves, which `base` is without a release.
+
+        Raises AdapterError for an adapter that misfits.
+        """
+        base.to(self.here.view.device)
+        if self.champion is None:
+            return base
+        served = adapted(self.champion.folder, base, base_sha256, self.here.view.labels)
+        if served.dims != base.dims and not self.starts_fresh:
+            log.warning("training goes on with the serving adapter's %s, not with %s", served.dims, base.dims)
+        return served
+
+    def prepared(
+        self, start: MedSA, training: Sequence[Case], image_size: int | None = None
+    ) -> tuple[MedSA, list[TrainingCase]]:
+        """The network to train from `start`, and its cases, at `image_size`.
+
+        None: one that was trained goes on at its image size; a fresh one takes that which fits the slices.
+        """
+        spec = start.spec
+        cases = [prepare_case(case, self.here.view, spec.image_size, spec.mask_size) for case in training]
+        size = self._size(start, cases) if image_size is None else image_size
+        if size == spec.image_size:
+            return start, cases
+        log.info("training on images of %d pixels, not %d: no slice has more voxels", size, spec.image_size)
+        model = start.at_size(size)
+        return model, [case.at_size(size, model.spec.mask_size) for case in cases]
+
+    def checkpoint(self, model: MedSA, base_sha256: str) -> CheckpointFile:
+        """What a training like this one goes on from after it was stopped or killed."""
+        request, champion = self.here.request, self.champion
+        identity = {
+            "kind": request.kind,
+            "start": request.start,
+            "champion": 0 if self.starts_fresh or champion is None else champion.version,
+            "base": base_sha256,
+            "labels": dict(self.here.view.labels),
+            "dims": asdict(model.dims) if model.dims is not None else {},
+            "image_size": model.spec.image_size,
+            "code": self.here.code_version,
+        }
+        path = self.here.state / FOLDER / f"{request.kind}.pt"
+        return CheckpointFile(path, identity, self.here.settings.training.checkpoint_seconds)
+
+    def train(
+        self, model: MedSA, cases: Sequence[TrainingCase], checkpoint: CheckpointFile | None
+    ) -> TrainResult:
+        """Trains `model` for as long as was asked for, together with the other workers."""
+        return self._train(model, cases, self.options(), checkpoint)
+
+    def train_fold(self, model: MedSA, start: Weights, cases: Sequence[TrainingCase], folds: int) -> Weights:
+        """What training on `cases` from the same start gives; all folds together take as long as the run."""
+        model.load_adapter_state(start)
+        options = self.options()
+        alone = replace(self, here=replace(self.here, world=type(self.here.world)()))
+        result = alone._train(model, cases, replace(options, seconds=options.seconds / folds), None)
+        self.here.check_stop(result.stopped)
+        return model.adapter_state()
+
+    def options(self) -> TrainOptions:
+        """As the settings and the request say."""
+        training, minutes = self.here.settings.training, self.here.request.minutes
+        return TrainOptions(
+            seconds=60.0 * (training.train_minutes if minutes is None else minutes),
+            learning_rate=training.learning_rate,
+            batch_slices=training.batch_slices,
+            prompts_per_slice=training.prompts_per_slice,
+            seed=training.seed,
+            small_share=training.small_share,
+            new=self.new,
+            new_share=training.new_share,
+            recorded_share=training.recorded_share,
+        )
+
+    def adapter_config(self, model: MedSA, base_sha256: str) -> AdapterConfig:
+        """What the adapter of `model` is for."""
+        view = self.here.view
+        return AdapterConfig(
+            base_name=model.spec.name,
+            base_sha256=base_sha256,
+            dims=asdict(model.dims) if model.dims is not None else {},
+            labels=dict(view.labels),
+            intensity=view.intensity.model_dump(mode="json"),
+            code_version=self.here.code_version,
+            image_size=model.spec.image_size,
+        )
+
+    def _size(self, start: MedSA, cases: Sequence[TrainingCase]) -> int:
+        if start.trained or self.here.settings.serving.image_size is not None:
+            return start.spec.image_size
+        return fitting_size(start.spec, [case.geometry for case in cases])
+
+    def _train(
+        self,
+        model: MedSA,
+        cases: Sequence[TrainingCase],
+        options: TrainOptions,
+        checkpoint: CheckpointFile | None,
+    ) -> TrainResult:
+        here = self.here
+        return train(
+            model,
+            cases,
+            options,
+            clock=here.clock,
+            on_progress=self.on_progress,
+            should_stop=here.should_stop,
+            clicks=here.clicks,
+            checkpoint=checkpoint,
+            world=here.world,
+        )
