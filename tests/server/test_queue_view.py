@@ -1,5 +1,6 @@
 """The queue, computed from what is on disk."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ class Store:
 
     def get_label_uri(self, label_id: str, tag: str) -> str:
         return str(self.folder / label_id)
+
+
+def test_the_newest_label_is_found_by_its_file(parts: Parts, tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for name, moment in (("a", 1000.0), ("b", 3000.0), ("c", 2000.0)):
+        (folder / name).write_text(name)
+        os.utime(folder / name, (moment, moment))
+    queue = QueueView(parts, Store(folder))
+    assert queue.newest(["a", "c"]) == 2000.0
+    assert queue.newest(["a", "gone"]) == 1000.0
+    assert queue.newest([]) is None
 
 
 @pytest.fixture

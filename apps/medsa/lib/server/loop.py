@@ -10,7 +10,7 @@ server.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,12 +113,12 @@ class Housekeeping:
             may_start=self.attempts.may_start(pending),
             unscored=self._queue.unscored(),
             tried=self._tried,
-            idle_minutes=self._idle_minutes(),
+            idle_minutes=self._idle_minutes(pending),
             idle_after=training.train_idle_minutes,
         )
 
-    def _idle_minutes(self) -> float:
-        saved = self._queue.newest_pending()
+    def _idle_minutes(self, pending: Mapping[str, str]) -> float:
+        saved = self._queue.newest(pending)
         return 0.0 if saved is None else (time.time() - saved) / 60.0
 
     def tick(self) -> Action | None:

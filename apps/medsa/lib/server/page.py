@@ -13,7 +13,7 @@ from lib.server.loop import MIN_LABELLED, Housekeeping, status
 from lib.server.parts import Parts, describe_base
 from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
-from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases
+from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.account import Entry, explain, overview
 from lib.training.pending import FINISHED
 
@@ -195,15 +195,7 @@ def nightly_text(nightly: NightlySettings | None) -> str:
 
 def _queue(parts: Parts, store: Any, queue: QueueView, about: Mapping[str, Any], now: datetime) -> Queue:
     pending, labelled = queue.pending(), queue.labelled()
-    saved = _newest(store, pending)
+    newest = queue.newest(pending)
+    saved = None if newest is None else datetime.fromtimestamp(newest, UTC)
     minutes = parts.settings.training.train_idle_minutes
     return Queue(tuple(pending), labelled, when_it_starts(about, labelled, minutes, saved, now))
-
-
-def _newest(store: Any, pending: Mapping[str, str]) -> datetime | None:
-    """When the newest label file of `pending` was written."""
-    times = []
-    for case in labelled_cases(store) if pending else ():
-        if case.case_id in pending and case.label.is_file():
-            times.append(case.label.stat().st_mtime)
-    return datetime.fromtimestamp(max(times), UTC) if times else None

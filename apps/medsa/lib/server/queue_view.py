@@ -5,13 +5,15 @@ files, guarded by one lock that is not held while a file is read. Losing a race 
 """
 
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lib.errors import NotFoundError
 from lib.scoring.scores import read_scores
 from lib.server.parts import Parts
-from lib.trainers.medsa_trainer import labelled_cases
+from lib.trainers.medsa_trainer import FINAL, labelled_cases
 from lib.training.cases import label_digest
 from lib.training.pending import pending_labels
 
@@ -34,14 +36,12 @@ class QueueView:
         current = self.digests()
         return {case: current[case] for case in pending_labels(current, self.records())}
 
-    def newest_pending(self) -> float | None:
-        """When the newest label that waits was saved, in seconds since 1970, as its file says; None when none waits."""
-        pending = self.pending()
+    def newest(self, cases: Collection[str]) -> float | None:
+        """When the newest of these labels was saved, in seconds since 1970, as its file says; None for no label."""
         times = []
-        for case in labelled_cases(self._store):
-            if case.case_id in pending:
-                with suppress(OSError):  # removed meanwhile
-                    times.append(case.label.stat().st_mtime)
+        for case_id in cases:
+            with suppress(OSError, NotFoundError):  # removed meanwhile
+                times.append(Path(self._store.get_label_uri(case_id, FINAL)).stat().st_mtime)
         return max(times, default=None)
 
     def digests(self) -> dict[str, str]:
