@@ -8,7 +8,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_it_reads_what_was_written(tmp_path):
-    progress = ProgressFile(tmp_path, pid=42, started=START, version=3, best_metric=0.75)
+    progress = ProgressFile(tmp_path, pid=42, started=START, version=3, best_metric=0.75, loss=0.5)
     progress.write("training", 0.256, START + timedelta(seconds=61.9))
     assert read_progress(tmp_path) == {
         "epoch": 26,
@@ -18,6 +18,7 @@ def test_it_reads_what_was_written(tmp_path):
         "start_ts": 1767225600,
         "status": "training",
         "version": 3,
+        "loss": 0.5,
         "running": True,
         "pid": 42,
     }

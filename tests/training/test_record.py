@@ -7,15 +7,19 @@ CONFIG = AdapterConfig("vit_t", "abc", {}, {"liver": 1, "spleen": 2}, {}, "1")
 
 def test_the_card_shows_figures_and_names_no_case():
     scores = {
-        "champion": (ObjectScore("Jane Doe", "liver", (0.5, 0.7), 0.0),),
-        "candidate": (ObjectScore("Jane Doe", "liver", (0.8, 0.9), 0.0),),
+        "champion": (ObjectScore("Jane Doe", "liver", (0.5, 0.6, 0.7, 0.7, 0.8), 0.1),),
+        "candidate": (ObjectScore("Jane Doe", "liver", (0.8, 0.8, 0.9, 0.9, 0.95), 0.75),),
     }
     record = RunRecord(
         "published", (), "2026-01-01", 4, trained=("a", "b"), validated=("Jane Doe",), scores=scores, steps=70
     )
     card = write_card(CONFIG, record)
-    assert "| liver | 0.600 | 0.850 |" in card
-    assert "| spleen | - | - |" in card
+    assert "| liver | 1 click | 0.500 | 0.800 |" in card
+    assert "| liver | 3 clicks | 0.700 | 0.900 |" in card
+    assert "| liver | 5 clicks | 0.800 | 0.950 |" in card
+    assert "| liver | no clicks | 0.100 | 0.750 |" in card
+    assert "| spleen | 1 click | - | - |" in card
+    assert "compared with version 4 on 1 cases never trained on" in " ".join(card.split())
     assert "version 4" in card
     assert "70 steps" in card
     assert "base_model: vit_t" in card
