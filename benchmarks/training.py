@@ -2,15 +2,18 @@
 
 How good it gets, beside full fine-tuning and a UNet in the same CPU time; runs that add to runs, with all versions in
 one matrix; kills at random moments; clicks while it trains; poisoned labels. `--part` picks parts (all by default).
-Each training is kept in `--out`, so that a run of hours can be stopped and gone on with; `--quick` is a trial run of
-minutes, whose figures say nothing. Needs no MONAI Label, but for the part clicks.
+Each training is kept in `--out`, so that a run of hours can be stopped and gone on with: what is there is not measured
+again, and benchmarks/results/training has what docs/benchmarks.md reports. `--quick` is a trial run of minutes, whose
+figures say nothing. Needs no MONAI Label, but for the part clicks.
 """
 
 import argparse
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +23,7 @@ from base import positive  # noqa: E402 (the app and the benchmarks are folders,
 from base_data import MissingSetError  # noqa: E402
 from base_figures import json_entry  # noqa: E402
 from network import Figure, described, machine, unmeasured  # noqa: E402
-from training_curves import curve_figures, learned_figures, plot  # noqa: E402
+from training_curves import curve_figures, learned_figures, plot, write_whole  # noqa: E402
 from training_data import STUDIES, Study  # noqa: E402
 from training_kills import kill_figures  # noqa: E402
 from training_runs import added_figures, poison_figures  # noqa: E402
@@ -30,6 +33,7 @@ from lib.memory import keep_freed_memory  # noqa: E402
 CURVE_MINUTES, LEARN_MINUTES, SEEDS, KILLS = 5.0, 20.0, 3, 100
 PARTS = ("learned", "curves", "added", "poison", "kills", "clicks")
 QUICK_MINUTES, QUICK_KILLS = 0.2, 3
+ADDED_TO = ("hippocampus_mr",)  # the sets for the parts in which runs follow runs
 
 
 def parts(options: argparse.Namespace) -> Mapping[str, Callable[[], list[Figure]]]:
@@ -38,12 +42,15 @@ def parts(options: argparse.Namespace) -> Mapping[str, Callable[[], list[Figure]
     learn, curve = (QUICK_MINUTES,) * 2 if options.quick else (options.learn_minutes, options.minutes)
     trials, runs = (out / ("quick" if options.quick else name) for name in ("trials", "runs"))
     run_minutes = QUICK_MINUTES if options.quick else None  # None: as the settings say
+    kills, clicks = (QUICK_KILLS, 0.1) if options.quick else (KILLS, 1.0)
 
-    def of_studies(measure: Callable[[Study], list[Figure]]) -> list[Figure]:
+    def of_studies(measure: Callable[[Study], list[Figure]], names: Iterable[str] = STUDIES) -> list[Figure]:
         figures: list[Figure] = []
-        for name, choose in STUDIES.items():
+        for name in names:
+            if options.study and name not in options.study:
+                continue
             try:
-                figures += measure(choose(options.data))
+                figures += measure(STUDIES[name](options.data))
             except MissingSetError as error:
                 figures.append(unmeasured(f"{name}", "Dice", "-", str(error)))
         return figures
@@ -51,11 +58,21 @@ def parts(options: argparse.Namespace) -> Mapping[str, Callable[[], list[Figure]
     return {
         "learned": lambda: of_studies(lambda study: learned_figures(study, trials, learn, seeds)),
         "curves": lambda: of_studies(lambda study: curve_figures(study, trials, curve, seeds)),
-        "added": lambda: added_figures(STUDIES["hippocampus_mr"](options.data), runs, seeds, run_minutes),
-        "poison": lambda: poison_figures(STUDIES["hippocampus_mr"](options.data), runs, seeds, run_minutes),
-        "kills": lambda: kill_figures(out / "kills", QUICK_KILLS if options.quick else KILLS),
-        "clicks": lambda: _clicks(out / "clicks", 0.1 if options.quick else 1.0),
+        "added": lambda: of_studies(lambda study: added_figures(study, runs, seeds, run_minutes), ADDED_TO),
+        "poison": lambda: of_studies(lambda study: poison_figures(study, runs, seeds, run_minutes), ADDED_TO),
+        "kills": lambda: _kept(runs / "kills", lambda work: kill_figures(work, kills)),
+        "clicks": lambda: _kept(runs / "clicks", lambda work: _clicks(work, clicks)),
     }
+
+
+def _kept(work: Path, measure: Callable[[Path], list[Figure]]) -> list[Figure]:
+    """The figures of an earlier run, else those measured now."""
+    file = work.with_suffix(".json")
+    if not file.exists():
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_whole(file, [asdict(figure) for figure in measure(work)])
+    return [Figure(**figure) for figure in json.loads(file.read_text())]
 
 
 def _clicks(work: Path, share: float) -> list[Figure]:
@@ -75,6 +92,7 @@ def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument(
         "--part", action="append", choices=PARTS, metavar="NAME", help=f"of {', '.join(PARTS)}"
     )
+    parser.add_argument("--study", action="append", choices=STUDIES, metavar="NAME", help="one set only")
     parser.add_argument(
         "--minutes", type=float, default=CURVE_MINUTES, help="CPU minutes a training of the curves"
     )

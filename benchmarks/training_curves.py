@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from base_figures import figure_of
 from network import Figure
@@ -60,13 +61,18 @@ def outcome_of(study: Study, trial: Trial, out: Path) -> Outcome:
         cases = study.load(study.first(trial.count, trial.seed))
         trained = METHODS[trial.method](settings, cases, 60.0 * trial.minutes, trial.seed)
     found = Outcome(trial, scores(trained, tested), trained.steps)
-    out.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(asdict(found), indent=2) + "\n")
-    part.replace(file)
+    write_whole(file, asdict(found))
     shown = {measure: round(value, 3) for measure in MEASURES if (value := found.mean(measure)) is not None}
     print(f"{name}: {found.steps} steps, {shown}", flush=True)
     return found
+
+
+def write_whole(file: Path, content: Any) -> None:
+    """As JSON, in place at once or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(file)
 
 
 def learned_figures(study: Study, out: Path, minutes: float, seeds: int) -> list[Figure]:

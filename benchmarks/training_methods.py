@@ -120,15 +120,12 @@ def unet(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -
 def answering(settings: Settings, model: MedSA, steps: int) -> Trained:
     """`model` as a server answers with it."""
     view, (label,) = _view(settings), settings.task.labels
-
-    def predictor() -> Predictor:
-        return Predictor(model, "benchmark", view.intensity, view.slice_axis, EmbeddingCache(CACHE_BYTES))
+    predictor = Predictor(model, "benchmark", view.intensity, view.slice_axis, EmbeddingCache(CACHE_BYTES))
 
     def clicked(case: Case) -> float:
-        answering = predictor()
         axis = slice_axis(case.volume.spacing_mm, view.slice_axis, case.volume.shape_ijk)
         found = annotate(
-            lambda prompts: answering.predict(case.volume, prompts).mask,
+            lambda prompts: predictor.predict(case.volume, prompts).mask,
             case.label > 0,
             1,
             axis,
@@ -137,7 +134,7 @@ def answering(settings: Settings, model: MedSA, steps: int) -> Trained:
         )
         return found[0].dice
 
-    return Trained(lambda case: predictor().automatic_mask(case.volume, label) > 0, clicked, steps)
+    return Trained(lambda case: predictor.automatic_mask(case.volume, label) > 0, clicked, steps)
 
 
 METHODS: dict[str, Method] = {"adapters": adapters, "full fine-tuning": full_fine_tuning, "UNet": unet}
@@ -145,9 +142,11 @@ METHODS: dict[str, Method] = {"adapters": adapters, "full fine-tuning": full_fin
 
 def scores(trained: Trained, cases: Sequence[Case]) -> dict[str, list[float]]:
     """Volume Dice of every case, after one click and without any."""
-    found = {"no clicks": [volume_dice(trained.automatic(case), case.label > 0) for case in cases]}
-    if trained.clicked is not None:
-        found["1 click"] = [trained.clicked(case) for case in cases]
+    found: dict[str, list[float]] = {"no clicks": []}
+    for case in cases:  # a case's slices are encoded once, for both
+        found["no clicks"].append(volume_dice(trained.automatic(case), case.label > 0))
+        if trained.clicked is not None:
+            found.setdefault("1 click", []).append(trained.clicked(case))
     return found
 
 

@@ -19,6 +19,7 @@ from base_figures import figure_of
 from network import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
+from training_curves import write_whole
 from training_data import Study
 from training_methods import APP, Trained, answering, settings_of
 
@@ -213,7 +214,5 @@ def _kept(work: Path, measure: Callable[[Path], list[Step]]) -> list[Step]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     steps = measure(work)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n")
-    part.replace(file)
+    write_whole(file, [asdict(step) for step in steps])
     return steps

@@ -134,8 +134,16 @@ def test_memory_is_given_back_once_the_process_has_grown() -> None:
     process = Process()
     assert process.look(GROWTH_BYTES - 1, 10 * TRIM_SECONDS) == 0
     assert process.look(1, 1.0) == 1
-    assert process.look(GROWTH_BYTES - 1, 10 * TRIM_SECONDS) == 1, "counted from what was left over"
-    assert process.look(1, 1.0) == 2
+    assert process.look(0, TRIM_SECONDS) == 2, "once more: what was in use at the first time"
+    assert process.look(GROWTH_BYTES - 1, 10 * TRIM_SECONDS) == 2, "counted from what was left over"
+    assert process.look(1, 1.0) == 3
+
+
+def test_memory_given_back_once_more_is_not_given_back_again_and_again() -> None:
+    process = Process()
+    assert process.look(GROWTH_BYTES, TRIM_SECONDS) == 1
+    assert process.look(0, TRIM_SECONDS) == 2
+    assert process.look(0, 100 * TRIM_SECONDS) == 2
 
 
 def test_memory_is_given_back_so_often_at_the_most() -> None:
@@ -144,6 +152,7 @@ def test_memory_is_given_back_so_often_at_the_most() -> None:
     assert process.look(0, 0.5) == 1
     assert process.look(10 * GROWTH_BYTES, TRIM_SECONDS - 0.5) == 1
     assert process.look(0, 0.5) == 2
+    assert process.look(10 * GROWTH_BYTES, TRIM_SECONDS - 0.5) == 2
 
 
 FRAGMENTED = """

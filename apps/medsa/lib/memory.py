@@ -57,12 +57,18 @@ class GrowthLimiter:
     ) -> None:
         self._resident, self._give_back, self._clock = resident, give_back, clock
         self._before, self._at = resident(), clock()
+        self._once_more = False
 
     def look(self) -> None:
         """To be called every now and then."""
-        if self._clock() - self._at < TRIM_SECONDS or self._resident() - self._before < GROWTH_BYTES:
+        if self._clock() - self._at < TRIM_SECONDS:
+            return
+        grown = self._resident() - self._before >= GROWTH_BYTES
+        if not grown and not self._once_more:
             return
         self._give_back()
+        # Grown in the middle of a request, the process gets back what that still held only at the next time.
+        self._once_more = grown
         self._before, self._at = self._resident(), self._clock()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lib.training.lineage import made_versions
 from lib.training.validation import CLICKS, ObjectScore
 
 Records = Iterable[Mapping[str, Any]]
@@ -18,11 +19,7 @@ def made_by(records: Records, version: int) -> list[Mapping[str, Any]]:
 
 def _way(records: Records, version: int) -> tuple[list[Mapping[str, Any]], bool]:
     """The same, and whether it goes back all the way to the base."""
-    made = {
-        record["version"]: record
-        for record in records
-        if record.get("decision") == "published" and record.get("version") is not None
-    }
+    made = made_versions(records)
     found: list[Mapping[str, Any]] = []
     while version and version in made:
         record = made[version]

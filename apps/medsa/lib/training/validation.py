@@ -1,6 +1,6 @@
 """How good a model is on the validation cases: the same simulated annotator for every model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,15 +41,8 @@ def validate(
 
     `between` is called before every case, and may raise to end it.
     """
-    found: list[ObjectScore] = []
-    for case in cases:
-        between()
-        predictor = _predictor(model, view)
-        for name, value in view.labels.items():
-            truth = case.label == value
-            if truth.any():
-                found.append(_score(predictor, case, name, truth, view))
-    return found
+    walk = _objects(model, cases, view, between)
+    return [_score(predictor, case, name, truth, view) for predictor, case, name, truth in walk]
 
 
 def as_scores(objects: Sequence[ObjectScore], expected: Sequence[str], labels: Mapping[str, int]) -> Scores:
@@ -88,16 +81,24 @@ def agreements(
     model: MedSA, cases: Sequence[Case], view: Viewpoint, between: Callable[[], None] = lambda: None
 ) -> list[Agreement]:
     """How far what the model finds without a click agrees with every label of every case."""
-    found: list[Agreement] = []
+    found = []
+    for predictor, case, name, truth in _objects(model, cases, view, between):
+        automatic = predictor.automatic_mask(case.volume, name) > 0
+        found.append(Agreement(case.case_id, name, volume_dice(automatic, truth)))
+    return found
+
+
+def _objects(
+    model: MedSA, cases: Sequence[Case], view: Viewpoint, between: Callable[[], None]
+) -> Iterator[tuple[Predictor, Case, str, NDArray[np.bool_]]]:
+    """Every label that occurs in every case, with its mask (i, j, k) and who is to answer."""
     for case in cases:
         between()
         predictor = _predictor(model, view)
         for name, value in view.labels.items():
             truth = case.label == value
             if truth.any():
-                automatic = predictor.automatic_mask(case.volume, name) > 0
-                found.append(Agreement(case.case_id, name, volume_dice(automatic, truth)))
-    return found
+                yield predictor, case, name, truth
 
 
 def _predictor(model: MedSA, view: Viewpoint) -> Predictor:
