@@ -28,6 +28,7 @@ from lib.evaluation.metrics import volume_dice
 from lib.evaluation.simulated_user import annotate
 from lib.model.catalog import build_model
 from lib.model.medsa import MedSA, Precision
+from lib.model.precision import has_fast_bfloat16
 from lib.predictor import Predictor
 from lib.settings import Settings, load_settings
 from lib.training.cases import Case
@@ -40,7 +41,7 @@ from lib.transforms.intensity import to_model_range
 
 APP = Path(__file__).resolve().parent.parent / "apps" / "medsa"
 CACHE_BYTES = 1 << 28
-FULL_LEARNING_RATE = 3e-4  # of 1e-4, 3e-4 and 1e-3 the best on the cases that training was developed on
+FULL_LEARNING_RATE = 3e-4
 UNET_LEARNING_RATE = 2e-3
 UNET_CHANNELS = (16, 32, 64, 128)
 WHITE = 255.0
@@ -106,7 +107,7 @@ def unet(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -
             group["lr"] = UNET_LEARNING_RATE * (1.0 - gone) ** 0.9
         patches = [draw(volumes[rng.integers(len(volumes))])[0] for _ in range(2)]
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=_rounds()):
             logits = network(torch.stack([torch.as_tensor(patch["image"]) for patch in patches]))
         loss_of(
             logits.float(), torch.stack([torch.as_tensor(patch["label"]) for patch in patches])
@@ -169,14 +170,17 @@ def cpu_seconds() -> float:
 
 
 class _WholeNetwork(MedSA):
-    """Trained as a whole, multiplying in bfloat16 where the frozen one does: without that it would be far slower."""
+    """Trained as a whole, multiplying in bfloat16 where the frozen one does: without that it would be far slower.
+
+    Its own weights stay float32, as an optimizer needs them.
+    """
 
     @property
     def precision(self) -> Precision:
-        return "bfloat16"
+        return "bfloat16" if _rounds() else "float32"
 
     def encode(self, planes: Tensor, depths: Sequence[int] | None = None) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=_rounds()):
             return super().encode(planes, None).float()
 
     def at_size(self, image_size: int) -> MedSA:
@@ -186,6 +190,11 @@ class _WholeNetwork(MedSA):
 
     def _part(self, name: str) -> Any:
         return None
+
+
+def _rounds() -> bool:
+    """Whether this machine multiplies faster in bfloat16: all methods do, or none."""
+    return has_fast_bfloat16(torch.device("cpu"))
 
 
 def _base(settings: Settings, precision: Precision | None = None) -> MedSA:
@@ -251,7 +260,7 @@ def _unet_transform(shape: tuple[int, int, int]) -> Compose:
 
 def _unet_mask(network: UNet, settings: Settings, case: Case, shape: tuple[int, int, int]) -> Mask:
     padded = _unet_volume(settings, case, shape)["image"]
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=_rounds()):
         logits = sliding_window_inference(padded[None].as_tensor(), shape, 2, network, overlap=0.5)
     inside = logits[0].float().argmax(dim=0).numpy() > 0
     before = [(full - size) // 2 for full, size in zip(inside.shape, case.label.shape, strict=True)]
