@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from base_figures import figure_of
-from network import Figure
+from network import Figure, machine
 from training_data import Study
 from training_methods import METHODS, scores, settings_of, untrained
 
@@ -61,7 +61,7 @@ def outcome_of(study: Study, trial: Trial, out: Path) -> Outcome:
         cases = study.load(study.first(trial.count, trial.seed))
         trained = METHODS[trial.method](settings, cases, 60.0 * trial.minutes, trial.seed)
     found = Outcome(trial, scores(trained, tested), trained.steps)
-    write_whole(file, asdict(found))
+    write_whole(file, {"machine": machine(), **asdict(found)})
     shown = {measure: round(value, 3) for measure in MEASURES if (value := found.mean(measure)) is not None}
     print(f"{name}: {found.steps} steps, {shown}", flush=True)
     return found

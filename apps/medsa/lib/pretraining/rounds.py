@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.model.medsa import Masks, MedSA, PlanePrompts
+from lib.model.precision import has_fast_bfloat16
 from lib.pretraining.batches import BOX, CARRIED, POINT, Batch
 from lib.pretraining.clicks import correct
 from lib.pretraining.losses import hard_dice, round_loss
@@ -88,14 +89,17 @@ def talk(
     model: MedSA, batch: Batch, plan: Conversation, plain: float, generator: torch.Generator, device: str
 ) -> tuple[Tensor, tuple[float, ...]]:
     """The loss of one batch over the rounds of `plan`, and the mean Dice after each round."""
-    kind = torch.device(device).type
+    kind, rounded = torch.device(device).type, has_fast_bfloat16(torch.device(device))
     dialogue = Dialogue(batch, model.spec.image_size, generator, device)
     owners = batch.owners.to(device)
     total, dices = torch.zeros((), device=device), []
-    with torch.autocast(kind, torch.bfloat16):
+    with torch.autocast(kind, torch.bfloat16, enabled=rounded):
         embeddings = model.encode(batch.images.to(device).expand(-1, 3, -1, -1))[owners]
     for turn in range(plan.rounds):
-        with torch.autocast(kind, torch.bfloat16), torch.set_grad_enabled(turn in plan.learned):
+        with (
+            torch.autocast(kind, torch.bfloat16, enabled=rounded),
+            torch.set_grad_enabled(turn in plan.learned),
+        ):
             answer = model.decode(embeddings, dialogue.prompts)
         if turn in plan.learned:
             points = (dialogue.points, dialogue.labels)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from lib.errors import TrainingError, TrainingStopped
@@ -80,6 +81,7 @@ def run_training(
         state, settings, build_model, request, device, code_version, clock, now, should_stop, world, track
     )
     keep_freed_memory()
+    _take_threads(settings.training.train_threads)
     if not world.leads:
         return follow(here, files)
     state.mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,12 @@ def run_training(
         raise TrainingError(
             f"a training run is under way already (process {holder}); wait for its end"
         ) from error
+
+
+def _take_threads(most: int | None) -> None:
+    """Leaves the other cores to whoever else uses this machine; for good, since a training has its own process."""
+    if most is not None:
+        torch.set_num_threads(min(most, torch.get_num_threads()))
 
 
 def is_under_way(state: Path) -> bool:
