@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lib.bases import choose_base
 from lib.model.catalog import build_model
 from lib.model.medsa import MedSA, PlanePrompts, SinglePrompt
+from lib.model.precision import has_fast_bfloat16
 from lib.pretraining.batches import draw_slice
 from lib.prompts.simulate import interior_point
 from lib.settings import IntensitySettings, load_settings
@@ -21,7 +22,6 @@ from lib.volume import load_volume
 
 APP = Path(__file__).parents[1] / "apps" / "medsa"
 UNSEEN_SEED = 987_654_321
-SLICES = 6  # of a volume, where two precisions are compared
 CPU = {"base": "vit_t", "device": "cpu"}
 
 
@@ -120,6 +120,10 @@ def real_slices(folder: Path, name: str, model: MedSA) -> tuple[NDArray, NDArray
 
 
 @pytest.mark.data
+@pytest.mark.skipif(
+    not has_fast_bfloat16(torch.device("cpu")),
+    reason="no bfloat16 in hardware: it is not used here, and emulated it is far slower",
+)
 @pytest.mark.parametrize(
     ("folder", "pattern"), [("cardiac_lv_mr", "*_ED.nii.gz"), ("hippocampus_mr", "hippocampus_0*.nii.gz")]
 )
@@ -131,13 +135,10 @@ def test_bfloat16_gives_nearly_the_same_masks(data_dir: Path, folder: str, patte
     overlaps: dict[str, list[float]] = {"box_prompt": [], "click_prompt": []}
     for image in sorted((data_dir / folder / "images").glob(pattern))[:4]:
         planes, targets, geometry = real_slices(data_dir / folder, image.name, exact)
-        # A few of each volume: where bfloat16 is not in hardware a slice takes seconds.
-        some = slice(None, None, max(1, len(targets) // SLICES))
-        planes, targets = planes[some][:SLICES], targets[some][:SLICES]
         tensor = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
         for prompt in (box_prompt, click_prompt):
             prompts = [prompt(target, geometry) for target in targets]
             pair = (answer(model, tensor, prompts, geometry) for model in (exact, rounded))
             overlaps[prompt.__name__] += [dice(a, b) for a, b in zip(*pair, strict=True)]
-    assert len(overlaps["box_prompt"]) >= 20
+    assert len(overlaps["box_prompt"]) > 20
     assert all(np.mean(values) >= 0.995 for values in overlaps.values())
