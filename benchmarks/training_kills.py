@@ -40,14 +40,20 @@ RIM = 4
 GATE_MARGIN = 0.9
 TASK = "object"
 PATIENCE_S = 600.0
+TAKEN_BACK, NEWEST = 4, 2
 LAST_STAGE = "looking for labels that do not fit"  # publishing comes after it
 
 
 @dataclass
 class Kills:
-    """What was seen: `broken` versions, `resumed` runs, `stray` files; `stages` has what each kill interrupted."""
+    """What was seen: `broken` versions, `resumed` runs, `stray` files; `stages` has what each kill interrupted.
+
+    `serving` counts the kills after which a version served, `looked_at` the versions that were loaded.
+    """
 
     kills: int = 0
+    serving: int = 0
+    looked_at: int = 0
     broken: list[str] = field(default_factory=list)
     runs: int = 0
     resumed: int = 0
@@ -57,9 +63,9 @@ class Kills:
 
 
 def kill_figures(work: Path, kills: int) -> list[Figure]:
-    """Trains again and again, killed each time, every other time while it ends; looks at what serves after each kill.
+    """Trains again and again, killed each time, every other time while it ends; looks at all versions after each kill.
 
-    A version that was published is looked at and taken back, so that the next run has something to publish. The last
+    A version that serves is taken back after every fourth kill, so that later runs have something to publish. The last
     run is left alone.
     """
     studies, state = work / "studies", work / "state"
@@ -79,6 +85,8 @@ def kill_figures(work: Path, kills: int) -> list[Figure]:
             seen.kills += 1
             seen.stages[_stage(process, state)] += 1
         _look(seen, state, base, sha256)
+        if seen.kills % TAKEN_BACK == 0:
+            Releases(state).rollback(0, datetime.now(UTC).isoformat(timespec="seconds"), "benchmark")
     _lengths(studies, state)
     _look(seen, state, base, sha256)
     seen.stray = [path.name for path in strays(state)]
@@ -88,7 +96,10 @@ def kill_figures(work: Path, kills: int) -> list[Figure]:
 
 def figures_of(seen: Kills) -> list[Figure]:
     """The three bars, and what they rest on."""
-    note = f"{seen.kills} kills, {seen.runs} runs came to an end, {seen.published} published"
+    note = (
+        f"{seen.runs} runs came to an end, {seen.published} published; {seen.looked_at} times a version was loaded, "
+        f"after {seen.serving} kills one served"
+    )
     where = ", ".join(f"{count} at {stage}" for stage, count in seen.stages.most_common())
     return [
         figure_of("kills at random moments", float(seen.kills), "kills", note=where),
@@ -139,6 +150,9 @@ def strays(state: Path) -> Iterator[Path]:
     for path in state.rglob("*"):
         if path.name.endswith(".part") or path.name.startswith(".tmp-"):
             yield path
+    for record in (state / "releases").glob("v*.json"):
+        if not record.with_suffix("").is_dir():
+            yield record
     yield from (state / "checkpoints").glob("*")
 
 
@@ -178,12 +192,16 @@ def _stage(process: "subprocess.Popen[bytes]", state: Path) -> str:
 
 
 def _look(seen: Kills, state: Path, base: MedSA, sha256: str) -> None:
+    """Loads the newest versions and the one that serves: what a server would load, and what it could go back to."""
     releases = Releases(state)
     try:
-        champion = releases.champion()
-        if champion is not None:
-            adapted(champion.folder, base, sha256, dict(champion.config.labels))
-            releases.rollback(0, datetime.now(UTC).isoformat(timespec="seconds"), "benchmark")
+        champion = releases.champion_version()
+        seen.serving += champion > 0
+        for version in {champion, *releases.versions()[-NEWEST:]} - {0}:
+            release = releases.release(version)
+            assert release is not None
+            adapted(release.folder, base, sha256, dict(release.config.labels))
+            seen.looked_at += 1
     except MedsaError as error:
         seen.broken.append(str(error))
 

@@ -150,7 +150,7 @@ def _poison(study: Study, seed: int, minutes: float | None, work: Path) -> list[
     files = [shop.file_of(case) for case in clean]
     record, took = shop.run(files, RunRequest(trigger="labels"))
     steps.append(_step("clean", shop, record, took, groups))
-    wrong = later[: round(POISONED_SHARE * len(cases))]
+    wrong = later[: round(POISONED_SHARE * len(later))]
     swapped = {
         case.case_id: _of_another(case, other)
         for case, other in zip(wrong, wrong[1:] + wrong[:1], strict=True)

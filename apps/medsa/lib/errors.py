@@ -60,6 +60,16 @@ class TrainingError(MedsaError):
     http_status = 409
 
 
+class AlreadyTrainingError(TrainingError):
+    """Another training holds the state folder's lock."""
+
+    http_status = 429
+
+
+class DivergenceError(TrainingError):
+    """The loss is no number any more; going on from what there is would end in the same way."""
+
+
 class TrainingStopped(MedsaError):
     """Training ends because it was asked to; what it has is kept in its checkpoint."""
 

@@ -58,6 +58,12 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_parts_of(path: Path) -> None:
+    """Removes what killed writers of `path` left beside it; for whoever knows that nobody writes it now."""
+    for leftover in path.parent.glob(f".{path.name}.*.part"):
+        leftover.unlink(missing_ok=True)
+
+
 def part_beside(path: Path) -> Path:
     """A new name beside `path`, hidden and with a foreign suffix, so that no listing takes it for data."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")

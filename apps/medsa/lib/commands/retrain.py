@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.commands.train import describe_run, store_of
-from lib.errors import InputError, TrainingError
+from lib.errors import AlreadyTrainingError, InputError
 from lib.server.parts import Parts
 from lib.trainers.children import stop_requested, stopping_by_signal
 from lib.trainers.medsa_trainer import training_cases
@@ -56,10 +56,14 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
             raise InputError(f"--{name}", value, "a number of minutes")
     parts = parts_of(arguments, app_dir)
     with stopping_by_signal(), world_of_this_process() as world:
-        if world.told(_is_busy(parts, arguments.wait) if world.leads else None):
-            print("retrain: another training runs; --wait MINUTES waits for its end")
+        code = _wait(parts, arguments.wait, world)
+        if code is not None:
+            return code
+        try:
+            record = retrain(parts, arguments.studies, arguments.start, arguments.minutes, world)
+        except AlreadyTrainingError as error:
+            print(f"retrain: {error}")
             return BUSY
-        record = retrain(parts, arguments.studies, arguments.start, arguments.minutes, world)
         if world.leads:
             print(describe_run(record))
     return STOPPED if record.decision == "stopped" else 0
@@ -78,14 +82,30 @@ def _minutes(files: list[CaseFile]) -> float:
     return max(LEAST_MINUTES, MINUTES_A_LABEL * len(files))
 
 
-def _is_busy(parts: Parts, wait_minutes: float, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """Whether another training still runs after so many minutes."""
+def _wait(
+    parts: Parts, minutes: float, world: World, sleep: Callable[[float], None] = time.sleep
+) -> int | None:
+    """Until no other training runs, so many minutes at the most; the exit code where it ends here.
+
+    Worker 0 looks; the others hear of every look, since what is silent for long is taken for dead.
+    """
     waited = 0.0
-    while is_under_way(parts.state) and not stop_requested():
-        if waited >= 60.0 * wait_minutes:
-            return True
+    while True:
+        code, free = world.told(_look(parts, waited, minutes) if world.leads else None)
+        if free or code is not None:
+            return code
         sleep(LOOK_S)
         waited += LOOK_S
+
+
+def _look(parts: Parts, waited: float, minutes: float) -> tuple[int | None, bool]:
+    """The exit code, if it ends here, and whether no other training runs."""
+    if not is_under_way(parts.state):
+        return None, True
     if stop_requested():
-        raise TrainingError("stopped while waiting for another training to end")
-    return False
+        print("retrain: stopped while another training ran")
+        return STOPPED, False
+    if waited >= 60.0 * minutes:
+        print("retrain: another training runs; --wait MINUTES waits for its end")
+        return BUSY, False
+    return None, False

@@ -1,4 +1,4 @@
-"""How often training was started by itself for the same queue: `attempts.json`, which outlasts a restart.
+"""How often training was tried by itself for the same queue: `attempts.json`, which outlasts a restart.
 
 Only the housekeeping thread and the stop route write it, each whole and atomically; the one that comes
 later counts.
@@ -9,10 +9,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from lib.files import write_json
+from lib.files import read_json, write_json
 
-# The first start, and one more after a crash. Then it waits for another label, or for somebody to ask.
-MAX_STARTS = 2
+# After so many runs that came to no result it waits for another label, or for somebody to ask.
+MAX_FAILURES = 2
+# A run that ended with its server is no failure, but one that always takes the server along must end some time.
+MAX_STARTS = 6
 
 
 class Attempts:
@@ -22,26 +24,36 @@ class Attempts:
         self._path = path
 
     def may_start(self, queue: Mapping[str, str]) -> bool:
-        """Whether this queue has a start left."""
-        return self._starts(queue) < MAX_STARTS
+        """Whether this queue is to be tried (again)."""
+        starts, failures = self._counts(queue)
+        return failures < MAX_FAILURES and starts < MAX_STARTS
 
     def note_start(self, queue: Mapping[str, str]) -> None:
         """Counts one start for this queue."""
-        self._write(queue, self._starts(queue) + 1)
+        starts, failures = self._counts(queue)
+        self._write(queue, starts + 1, failures)
+
+    def note_failure(self, queue: Mapping[str, str]) -> None:
+        """A run for this queue ended by itself, without a result."""
+        starts, failures = self._counts(queue)
+        self._write(queue, starts, failures + 1)
 
     def note_stop(self, queue: Mapping[str, str]) -> None:
         """Somebody stopped it: this queue is not started again by itself."""
-        self._write(queue, MAX_STARTS)
+        self._write(queue, self._counts(queue)[0], MAX_FAILURES)
 
-    def _starts(self, queue: Mapping[str, str]) -> int:
+    def _counts(self, queue: Mapping[str, str]) -> tuple[int, int]:
+        """Starts and failures so far."""
+        stored = read_json(self._path)
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            return int(content["starts"]) if content["queue"] == _fingerprint(queue) else 0
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return 0
+            counts = int(stored["starts"]), int(stored["failures"])
+        except (ValueError, KeyError, TypeError):
+            return 0, 0
+        return counts if stored.get("queue") == _fingerprint(queue) else (0, 0)
 
-    def _write(self, queue: Mapping[str, str], starts: int) -> None:
-        write_json(self._path, {"queue": _fingerprint(queue), "starts": starts})
+    def _write(self, queue: Mapping[str, str], starts: int, failures: int) -> None:
+        content = {"queue": _fingerprint(queue), "starts": starts, "failures": failures}
+        write_json(self._path, content)
 
 
 def _fingerprint(queue: Mapping[str, str]) -> str:

@@ -10,23 +10,27 @@ server.
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from monailabel.utils.async_tasks.task import AsyncTask
-from monailabel.utils.async_tasks.utils import tasks
+from monailabel.utils.async_tasks.utils import processes, tasks
 
+from lib.errors import AlreadyTrainingError
 from lib.memory import GrowthLimiter
 from lib.server.attempts import Attempts
-from lib.server.child_trainings import running_training, start_training
+from lib.server.child_trainings import is_automatic, running_training, start_training, stop_training
 from lib.server.night import Night
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
 from lib.training.request import RunRequest, Trigger
+from lib.training.run import is_under_way
 
 log = logging.getLogger(__name__)
 
+ATTEMPTS = "attempts.json"
 INTERVAL_SECONDS = 1.0
 MIN_LABELLED = 2  # one to train on, one to compare versions on
 Action = Literal["train", "score"]
@@ -81,8 +85,9 @@ def next_action(situation: Situation) -> Action | None:
 
 
 def is_active(method: str) -> bool:
-    """Whether a child process of this kind runs or is about to."""
-    return any(task["status"] in ("SUBMITTED", "RUNNING") for task in list(tasks(method)))
+    """Whether a child process of this kind runs, is about to, or is being stopped."""
+    begun = any(task["status"] in ("SUBMITTED", "RUNNING") for task in list(tasks(method)))
+    return begun or bool(processes(method))
 
 
 class Housekeeping:
@@ -90,10 +95,14 @@ class Housekeeping:
 
     def __init__(self, parts: Parts, queue: QueueView) -> None:
         self._parts, self._queue = parts, queue
-        self.attempts = Attempts(parts.state / "attempts.json")
+        self.attempts = Attempts(parts.state / ATTEMPTS)
         self._tried: tuple[str, ...] = ()
         self._memory = GrowthLimiter()
         self.night: Night | None = None
+        # Held from the look whether something is due until it is started.
+        self.starting = threading.RLock()
+        # The queue that the training is for which was started last and has not been seen to end.
+        self._tried_queue: dict[str, str] | None = None
 
     def start(self) -> None:
         """Begins to look once a second, until the process ends."""
@@ -104,7 +113,7 @@ class Housekeeping:
         training = self._parts.settings.training
         pending = self._queue.pending()
         return Situation(
-            training=is_active("train"),
+            training=self.is_training(),
             scoring=is_active("scoring"),
             auto_train=training.auto_train,
             train_after=training.train_after,
@@ -125,32 +134,68 @@ class Housekeeping:
         """Looks once and starts what is due; returns what was started."""
         self._memory.look()
         self._parts.serving.current()  # takes up a new version even when nobody clicks
-        situation = self.situation()
-        action = next_action(situation)
-        if action == "train":
-            self._start_training(situation)
-        elif action == "score":
-            self._tried = situation.unscored
-            AsyncTask.run("scoring", request={"method": "medsa"})
+        with self.starting:
+            situation = self.situation()
+            self._note_failure(situation.training)
+            action = next_action(situation)
+            if action == "train":
+                self._start_training(situation)
+            elif action == "score":
+                self._tried = situation.unscored
+                AsyncTask.run("scoring", request={"method": "medsa"})
         return action
+
+    def is_training(self) -> bool:
+        """Whether one runs on this state folder, of this server or of another program."""
+        return is_active("train") or is_under_way(self._parts.state)
+
+    @contextmanager
+    def for_a_person(self) -> Iterator[None]:
+        """A person comes first: what the server started by itself is stopped, and nothing is started meanwhile.
+
+        It goes on later. Raises TrainingError where another program trains.
+        """
+        with self.starting:
+            task = running_training()
+            if task is not None and is_automatic(task):
+                self._tried_queue = None
+                stop_training()
+            if not is_active("train") and is_under_way(self._parts.state):
+                raise AlreadyTrainingError("another program trains on this state folder; wait for its end")
+            self.make_room()
+            yield
 
     def records(self) -> Sequence[dict[str, Any]]:
         """The records of all runs, oldest first; not to be changed."""
         return self._queue.records()
 
     def note_stop(self) -> None:
-        """Somebody stopped the training: it is not started again for the same labels, nor this night's again."""
-        self.attempts.note_stop(self._queue.pending())
+        """Somebody stops what runs: it is not started again for the same labels, or in the same night."""
         task = running_training()
-        if self.night is not None and task is not None and task["request"].get("trigger") == "nightly":
+        if task is None:
+            return
+        self._tried_queue = None
+        if task["request"].get("trigger") != "nightly":
+            self.attempts.note_stop(self._queue.pending())
+        elif self.night is not None:
             self.night.note_stop()
 
     def _start_training(self, situation: Situation) -> None:
         self.make_room()
-        self.attempts.note_start(self._queue.pending())
+        queue = self._queue.pending()
         trigger: Trigger = "labels" if situation.pending >= situation.train_after else "idle"
         log.info("training starts: %d new labels (%s)", situation.pending, trigger)
-        start_training(RunRequest("incremental", trigger))
+        if start_training(RunRequest("incremental", trigger)) is not None:
+            self.attempts.note_start(queue)
+            self._tried_queue = queue
+
+    def _note_failure(self, training: bool) -> None:
+        """Looks whether what was started has ended, and left its labels as they were."""
+        if self._tried_queue is None or training:
+            return
+        if self._queue.pending() == self._tried_queue:
+            self.attempts.note_failure(self._tried_queue)
+        self._tried_queue = None
 
     def make_room(self) -> None:
         """Ends a scoring: its scores are of a version that is about to be replaced, and training needs the cores."""

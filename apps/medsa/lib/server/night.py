@@ -6,12 +6,13 @@ thread and, for a stop and for the status, by request threads; what they share i
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
 
 import schedule
 
-from lib.server.child_trainings import running_training, start_training
+from lib.server.child_trainings import start_training
 from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
 from lib.training.nightly import NightFile, Nights, is_due, is_news, minutes_of
@@ -23,7 +24,11 @@ MIN_LABELLED = 2
 
 
 class Night:
-    """Starts the night's run when it is due. `make_room` is called before it starts."""
+    """Starts the night's run when it is due.
+
+    `is_training` says whether another training runs, `make_room` is called before one starts; nobody else starts one
+    while `starting` is held.
+    """
 
     def __init__(
         self,
@@ -31,10 +36,13 @@ class Night:
         file: NightFile,
         queue: QueueView,
         make_room: Callable[[], None],
+        is_training: Callable[[], bool],
+        starting: AbstractContextManager[Any],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings, self._file, self._queue = settings, file, queue
         self._make_room, self._now = make_room, now
+        self._is_training, self._starting = is_training, starting
         self.nights = Nights.of(settings.at, settings.time_zone, settings.max_hours)
 
     def schedule(self) -> None:
@@ -43,10 +51,12 @@ class Night:
 
     def look(self) -> bool:
         """Starts the run if it is due; whether it did."""
+        with self._starting:
+            return self._look()
+
+    def _look(self) -> bool:
         now = self._now()
-        if running_training() is not None or not is_due(
-            now, self.nights, self._file.read(), self._queue.records()
-        ):
+        if self._is_training() or not is_due(now, self.nights, self._file.read(), self._queue.records()):
             return False
         begun, labels = self.nights.begun(now), self._queue.digests()
         reason = _nothing_to_do(labels, self._queue.records())

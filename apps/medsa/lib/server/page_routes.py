@@ -6,17 +6,15 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.exceptions import HTTPException
 
 from lib.errors import InputError
 from lib.server.page import PageState
 from lib.server.release_routes import time_text, utc_now
-from lib.server.routing import Admin, AnyUser, MedsaRoute, author
+from lib.server.routing import Admin, AnyUser, MedsaRoute, OwnPage, author
 from lib.training.releases import Releases
 
 SEE_OTHER = 303
@@ -42,8 +40,9 @@ def page_router(
         return render(state(now()))
 
     @router.post("/rollback")
-    def roll_back(request: Request, user: Admin, version: Annotated[str, Form()] = "") -> Any:
-        check_own_page(request)
+    def roll_back(
+        request: Request, user: Admin, own_page: OwnPage, version: Annotated[str, Form()] = ""
+    ) -> Any:
         if version and not (version.isascii() and version.isdecimal() and len(version) < 10):
             raise InputError(
                 "version", version, "the number of a version, or nothing for the one that served before"
@@ -79,17 +78,6 @@ def page_renderer(templates: Path) -> Callable[[PageState], HTMLResponse]:
         return HTMLResponse(document, headers=headers)
 
     return render
-
-
-def check_own_page(request: Request) -> None:
-    """Raises HTTPException 403 for a form that another site's page has sent: a browser would send it unasked."""
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if site is not None:
-        own = site in ("same-origin", "none")
-    else:
-        own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
-    if not own:
-        raise HTTPException(403, f"origin: {origin!r} is not accepted; allowed: this server's own page")
 
 
 def _source(text: str) -> str:

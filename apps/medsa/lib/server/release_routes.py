@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 
 from lib.errors import InputError, NotFoundError
-from lib.server.routing import Admin, AnyUser, MedsaRoute, author
+from lib.server.routing import Admin, AnyUser, MedsaRoute, OwnPage, author
 from lib.training.account import account_of, overview
 from lib.training.releases import Releases
 
@@ -33,14 +33,14 @@ def release_router(releases: Releases, now: Callable[[], datetime] = utc_now) ->
         return asdict(account_of(releases, _number_in_path(version)))
 
     @router.post("/rollback", summary="Let an earlier version serve again")
-    def roll_back(request: Request, user: Admin, params: Params = None) -> Any:
+    def roll_back(request: Request, user: Admin, own_page: OwnPage, params: Params = None) -> Any:
         given = _object(params)
         version = parse_version(given.get("version"))
         releases.rollback(version, time_text(now()), author(user, given, request))
         return _standing(releases)
 
     @router.post("/prune", summary="Remove the weights of old versions")
-    def prune(request: Request, user: Admin, params: Params = None) -> Any:
+    def prune(request: Request, user: Admin, own_page: OwnPage, params: Params = None) -> Any:
         given = _object(params)
         pruned = releases.prune(given.get("keep"), time_text(now()), author(user, given, request))
         return {"pruned": pruned, **_standing(releases)}

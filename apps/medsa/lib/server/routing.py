@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -32,6 +33,25 @@ Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATO
 Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
 LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", RAW_SUFFIX)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def check_own_page(request: Request) -> None:
+    """Raises HTTPException 403 for a form that another site's page has sent: a browser would send it unasked.
+
+    JSON from another site is not such a form: the browser asks this server first whether it may send it (CORS).
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        return
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        own = site in ("same-origin", "none")
+    else:
+        own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if not own:
+        raise HTTPException(403, f"origin: {origin!r} is not accepted; allowed: this server's own page")
+
+
+OwnPage = Annotated[None, Depends(check_own_page)]
 
 
 class MedsaRoute(APIRoute):

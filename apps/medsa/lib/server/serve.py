@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from lib.activelearning.ranking import by_score
+from lib.files import remove_parts_of
 from lib.scoring.scores import read_scores
-from lib.server.loop import Housekeeping
+from lib.server.loop import ATTEMPTS, Housekeeping
 from lib.server.night import Night
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
 from lib.server.routes import add_routes
 from lib.trainers.children import announce_base, announce_server
 from lib.training.nightly import NightFile
+
+NIGHT = "nightly.json"
 
 
 def begin_serving(app: Any, parts: Parts) -> None:
@@ -21,12 +24,19 @@ def begin_serving(app: Any, parts: Parts) -> None:
 
     announce_server()
     announce_base(parts.serving.current().base)
+    for name in (ATTEMPTS, NIGHT):
+        remove_parts_of(parts.state / name)
     queue = QueueView(parts, app.datastore())
     housekeeping = Housekeeping(parts, queue)
     nightly = parts.settings.training.nightly
     if nightly is not None:
         housekeeping.night = Night(
-            nightly, NightFile(parts.state / "nightly.json"), queue, housekeeping.make_room
+            nightly,
+            NightFile(parts.state / NIGHT),
+            queue,
+            housekeeping.make_room,
+            housekeeping.is_training,
+            housekeeping.starting,
         )
         housekeeping.night.schedule()
     add_routes(server, app, parts, housekeeping)

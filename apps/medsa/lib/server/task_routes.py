@@ -7,10 +7,10 @@ from monailabel.endpoints import scoring as scoring_endpoint
 from monailabel.endpoints import train as train_endpoint
 
 from lib.errors import InputError, NotFoundError, TrainingError
-from lib.server.child_trainings import is_automatic, running_training, stop_training
+from lib.server.child_trainings import stop_training
 from lib.server.loop import MIN_LABELLED, Housekeeping, status
 from lib.server.parts import Parts, describe_base
-from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, author
+from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, author
 from lib.training.request import RunRequest
 
 MODEL = "medsa"
@@ -53,24 +53,32 @@ def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping
         return train_endpoint.status(all, check_if_running)
 
     @router.post("/train/", include_in_schema=False)
-    def train_all(user: Admin, params: Params = None, run_sync: bool = False) -> Any:
+    def train_all(user: Admin, own_page: OwnPage, params: Params = None, run_sync: bool = False) -> Any:
         _check_child(run_sync)
         given = params or {}
-        request = _request_of_a_person({**given, **given.get(MODEL, {})})
+        own = given.get(MODEL, {})
+        if not isinstance(own, dict):
+            raise InputError(MODEL, own, "a JSON object")
+        request = _request_of_a_person({**given, **own})
         _check_labels(app)
-        _make_way(housekeeping)
-        return train_endpoint.run({**given, MODEL: request}, False)
+        with housekeeping.for_a_person():
+            return {MODEL: {"result": train_endpoint.run_model(MODEL, request, False, False)}}
 
     @router.post("/train/{model}", tags=["Train"], summary="Run Training Task for specific model")
     def train(
-        model: str, user: Admin, params: Params = None, run_sync: bool = False, enqueue: bool = False
+        model: str,
+        user: Admin,
+        own_page: OwnPage,
+        params: Params = None,
+        run_sync: bool = False,
+        enqueue: bool = False,
     ) -> Any:
         _check_name("model", model, app.info()["trainers"])
         _check_child(run_sync)
         request = _request_of_a_person(params or {})
         _check_labels(app)
-        _make_way(housekeeping)
-        return train_endpoint.run_model(model, {**(params or {}), **request}, False, enqueue)
+        with housekeeping.for_a_person():
+            return train_endpoint.run_model(model, {**(params or {}), **request}, False, enqueue)
 
     @router.delete("/train/", tags=["Train"], summary="Stop Training Task")
     def stop(user: Admin) -> Any:
@@ -81,14 +89,6 @@ def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping
 def _request_of_a_person(given: dict[str, Any]) -> dict[str, Any]:
     """What is asked for, whoever the client says it comes from; raises InputError before anything is started."""
     return RunRequest.parse({**given, "trigger": "person"}).to_json()
-
-
-def _make_way(housekeeping: Housekeeping) -> None:
-    """A person comes first: a training that the server started by itself stops, and goes on later."""
-    task = running_training()
-    if task is not None and is_automatic(task):
-        stop_training()
-    housekeeping.make_room()
 
 
 def _check_child(run_sync: bool) -> None:

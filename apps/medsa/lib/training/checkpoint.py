@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lib.files import flush, part_beside
+from lib.files import flush, part_beside, remove_parts_of
 
 FOLDER = "checkpoints"
 # Writing may take this share of a run's time at the most.
@@ -74,5 +74,4 @@ class CheckpointFile:
 
 def remove_parts(state: Path) -> None:
     """Removes what killed runs left half written in the checkpoints' folder under `state`."""
-    for leftover in (state / FOLDER).glob(".*.part"):
-        leftover.unlink(missing_ok=True)
+    remove_parts_of(state / FOLDER / "*")

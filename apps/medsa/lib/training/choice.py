@@ -6,7 +6,7 @@ good: labels that are added move nothing, and what validates is never trained on
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,8 +66,9 @@ def choose(
 
     A patient validates when its hash is below `fraction`, unless a case of it was trained on by what serves
     (`trained_before`). Where these patients are fewer than MIN_GROUPS, or lack a label that is `expected`,
-    cases that what serves has not seen are left out one patient at a time, or several in at most MAX_FOLDS
-    folds. Raises TrainingError when there are fewer than two cases, or nothing to train on or to compare by.
+    cases that what serves has not seen, MAX_CASES at the most, are left out one patient at a time, or several in at
+    most MAX_FOLDS folds. Raises TrainingError when there are fewer than two cases, or nothing to train on or to
+    compare by.
     """
     ordered = sorted(labels_of, key=lambda case: (case_hash(group_of(case, patient)), case))
     if len(ordered) < 2:
@@ -87,7 +88,8 @@ def choose(
     enough = len({group_of(case, patient) for case in validation}) >= MIN_GROUPS
     if enough and set(expected) <= _labels(validation, labels_of):
         return Choice(training, validation)
-    folds = _folds([case for case in training if group_of(case, patient) not in seen], training, patient)
+    unseen = [case for case in training if group_of(case, patient) not in seen]
+    folds = _folds(_bounded(unseen, labels_of, expected), training, patient)
     if not folds and not validation:
         raise TrainingError(
             "no case is left to compare by: the serving version was trained on all of them; label one more case"
@@ -111,7 +113,9 @@ def _bounded(
     return tuple(case for case in held if case in chosen)
 
 
-def _folds(unseen: list[str], training: tuple[str, ...], patient: str | None) -> tuple[tuple[str, ...], ...]:
+def _folds(
+    unseen: Sequence[str], training: tuple[str, ...], patient: str | None
+) -> tuple[tuple[str, ...], ...]:
     """Patients dealt to folds in turn; none where nothing would be left to train on."""
     groups = list(dict.fromkeys(group_of(case, patient) for case in unseen))
     count = min(MAX_FOLDS, len(groups))

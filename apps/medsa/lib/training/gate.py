@@ -11,6 +11,8 @@ from statistics import fmean
 
 from lib.evaluation.one_sided import lower_bound
 
+# Fewer patients than this cannot show that a label is better: the least of two changes is above 0 by chance too often.
+LEAST_GROUPS = 3
 MEASURES = ("1 click", "3 clicks", "5 clicks", "no clicks")
 ByCase = Mapping[str, float]
 
@@ -62,7 +64,7 @@ def decide(champion: Scores, candidate: Scores, rules: Rules) -> Decision:
 
     Anything that makes the two incomparable (other labels, other cases, no case, a label without a score, a
     number that is not a Dice) refuses. "Worse" is asked for every label and measure, "better" for a label's
-    mean over the measures.
+    mean over the measures, of LEAST_GROUPS patients at the least.
     """
     problems = tuple(_incomparable(champion, candidate))
     if problems:
@@ -70,12 +72,15 @@ def decide(champion: Scores, candidate: Scores, rules: Rules) -> Decision:
     worse = tuple(_worse(champion, candidate, rules))
     if worse:
         return Decision(False, worse)
-    bounds = {
-        label: lower_bound(_overall_changes(champion, candidate, label, rules), rules.confidence, rules.seed)
-        for label in champion.dice
-    }
+    changes = {label: _overall_changes(champion, candidate, label, rules) for label in champion.dice}
+    judged = [found for found in changes.values() if len(found) >= LEAST_GROUPS]
     texts = tuple(_change(label, champion, candidate) for label in champion.dice)
-    if not any(bound > 0 for bound in bounds.values()):
+    if not judged:
+        most = max(map(len, changes.values()))
+        return Decision(
+            False, (f"too few to tell: {most} of at least {LEAST_GROUPS} patients or cases", *texts)
+        )
+    if not any(lower_bound(found, rules.confidence, rules.seed) > 0 for found in judged):
         return Decision(False, (f"no label is better for sure ({rules.confidence:.0%})", *texts))
     return Decision(True, texts)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.errors import TrainingError
+from lib.errors import DivergenceError, TrainingError
 from lib.memory import available_bytes, give_back_freed_memory
 from lib.model.medsa import MedSA, SinglePrompt
 from lib.training.activations import activation_bytes, needs_checkpointing
@@ -87,16 +87,16 @@ class Learner:
         """One update; returns the loss.
 
         Where memory runs out the step is done again with half of the slices, and so are all that follow. Raises
-        TrainingError when one slice is too much or the loss is no number.
+        TrainingError when one slice is too much, DivergenceError when the loss is no number.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = self._gradients(stage)
-        self.world.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
         value = loss.item()
         if not torch.isfinite(loss + norm):
-            raise TrainingError(f"the loss became {value} at step {self.steps + 1}; nothing is published")
+            raise DivergenceError(f"the loss became {value} at step {self.steps + 1}; nothing is published")
         self.optimizer.step()
         self._update_average()
         return value
@@ -167,6 +167,15 @@ class Learner:
                     raise
             # Outside of the handler: the error's traceback holds on to the tensors of the step.
             self._halve(stage)
+
+    def _average_gradients(self) -> None:
+        if self.world.size == 1:
+            return
+        # Slabs of one slice leave the depth adapters without gradients, on this worker or on another.
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.world.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def _halve(self, stage: Stage) -> None:
         self.optimizer.zero_grad()

@@ -214,8 +214,9 @@ class _Run:
         except (KeyError, ValueError, RuntimeError, TypeError):
             # Of another network than its identity says: there is nothing to go on from.
             return 0
-        # As it was planned, and in no more time than there is now.
-        self.seconds = min(planned, self.worked + SLOWEST * self.waited + self.options.seconds)
+        # As long as was planned then or is now, and in no more time than there is now.
+        over = self.worked + SLOWEST * self.waited
+        self.seconds = min(max(planned, self.options.seconds), over + self.options.seconds)
         return self.learner.steps
 
     def _stage(self) -> Stage:

@@ -29,7 +29,7 @@ from typing import Any
 from filelock import FileLock
 
 from lib.errors import AdapterError, InputError, NotFoundError
-from lib.files import flush, write_json
+from lib.files import flush, remove_parts_of, write_json
 from lib.model.adapter_io import AdapterConfig, read_adapter_config
 from lib.training.lineage import (
     PRUNED,
@@ -202,11 +202,18 @@ class Releases:
         return records if missing is None else [*records, missing]
 
     def clean(self) -> None:
-        """Removes what killed runs left behind."""
+        """Removes what killed writers left behind. Only while `writing()`: a living one may be at it."""
         for leftover in self._folder.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for leftover in self._folder.glob(".*.part"):
             leftover.unlink(missing_ok=True)
+        remove_parts_of(self._pointer)
+        made = made_versions(self._lines())
+        for path in self._folder.glob("v*.json"):
+            number = path.stem.removeprefix("v")
+            # Written just before the folder got its name, which then it never did.
+            if number.isdecimal() and int(number) not in made and not path.with_suffix("").exists():
+                path.unlink(missing_ok=True)
 
     def _lines(self) -> list[dict[str, Any]]:
         try:

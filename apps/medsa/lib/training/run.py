@@ -5,20 +5,25 @@ the lock of `lib.training.releases` (order: training lock, then releases lock). 
 readers, who need no lock. A killed run changes nothing that serves; what it left is removed by the next one.
 """
 
+import hashlib
+import json
 import logging
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from lib.errors import TrainingError, TrainingStopped
+from lib.errors import AlreadyTrainingError, DivergenceError, TrainingError, TrainingStopped
+from lib.files import remove_parts_of
 from lib.memory import keep_freed_memory
 from lib.model.adapter_io import AdapterConfig, save_adapter
 from lib.model.medsa import MedSA
@@ -28,10 +33,11 @@ from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases
 from lib.training.checkpoint import CheckpointFile, remove_parts
 from lib.training.choice import Choice, choose, group_of
 from lib.training.circumstances import BuildModel, Circumstances
-from lib.training.gate import Decision, Rules
-from lib.training.judging import Exam, Judge, Verdict, Weights
+from lib.training.gate import Rules
+from lib.training.judging import HALF, Exam, Judge, Verdict, Weights
 from lib.training.loop import Progress, TrainResult
 from lib.training.pending import pending_labels
+from lib.training.progress_file import NAME as PROGRESS
 from lib.training.progress_file import ProgressFile, read_progress
 from lib.training.record import RunRecord, write_card
 from lib.training.releases import Releases
@@ -73,9 +79,9 @@ def run_training(
 
     `build_model()` gives the base with fresh adapters and the base file's SHA-256. `should_stop` ends the run
     early, publishing nothing. `track` is `lib.training.tracking.run` or nothing. Of several workers (`world`)
-    the first one does it all, and the others, whose record says "followed", train along. Raises TrainingError
-    when another run holds the lock, when there is no label, or fewer than two usable cases; whatever is raised
-    after the lock was taken is recorded as a failed run.
+    the first one does it all, and the others, whose record says "followed", train along. Raises
+    AlreadyTrainingError when another run holds the lock, TrainingError when there is no label, or fewer than two usable
+    cases; whatever is raised after the lock was taken is recorded as a failed run.
     """
     here = Circumstances(
         state, settings, build_model, request, device, code_version, clock, now, should_stop, world, track
@@ -91,7 +97,7 @@ def run_training(
     except Timeout as error:
         world.told(None)  # the others wait to hear what to train
         holder = read_progress(state).get("pid", "unknown")
-        raise TrainingError(
+        raise AlreadyTrainingError(
             f"a training run is under way already (process {holder}); wait for its end"
         ) from error
 
@@ -135,12 +141,12 @@ def follow(here: Circumstances, files: Sequence[CaseFile]) -> RunRecord:
     if missing:
         raise TrainingError(f"worker {here.world.rank} cannot read the cases {', '.join(missing)}")
     champion = Releases(here.state).champion()
-    teacher = Teacher(here, champion, frozenset(plan["new"]), lambda progress: None)
+    teacher = Teacher(here, champion, frozenset(plan["new"]), lambda progress: None, plan["share"])
     base, base_sha256 = here.build_model()
     served = teacher.served(base, base_sha256)
     training = [cases[case_id] for case_id in plan["cases"]]
     model, prepared = teacher.prepared(base if teacher.starts_fresh else served, training, plan["image_size"])
-    result = teacher.train(model, prepared, teacher.checkpoint(model, base_sha256))
+    result = teacher.train(model, prepared, teacher.checkpoint(model, base_sha256, plan["lessons"]))
     version = 0 if champion is None else champion.version
     return RunRecord("followed", (), here.now().isoformat(timespec="seconds"), version, **facts_of(result))
 
@@ -185,8 +191,10 @@ class _Run:
 
     def _recorded(self, files: Sequence[CaseFile]) -> RunRecord:
         try:
-            self.releases.clean()
+            with self.releases.writing():
+                self.releases.clean()
             remove_parts(self.here.state)
+            remove_parts_of(self.here.state / PROGRESS)
             self._attempt(files)
         except TrainingStopped as error:
             self._tell_plan(None)
@@ -207,14 +215,17 @@ class _Run:
             self.progress.version = champion
             self._note(champion=champion)
             cases, choice = self._cases(files)
-            teacher = Teacher(self.here, self.releases.champion(), self._new_cases(), self._on_progress)
+            teacher = self._teacher(choice)
             base, base_sha256 = self.here.build_model()
             served = teacher.served(base, base_sha256)
             training = [cases[case_id] for case_id in choice.training]
             model, prepared = teacher.prepared(base if teacher.starts_fresh else served, training)
         with self._stage("evaluating the serving version"):
             before = self._champion_scores(served, [cases[case_id] for case_id in choice.judged])
-        start, checkpoint = model.adapter_state(), teacher.checkpoint(model, base_sha256)
+        start, checkpoint = (
+            model.adapter_state(),
+            teacher.checkpoint(model, base_sha256, self._lessons(choice)),
+        )
         exams = self._train(teacher, model, prepared, checkpoint, cases, choice)
         with self._stage("evaluating the candidate"):
             judge = self._judge(model, before, None if teacher.starts_fresh else start, cases)
@@ -226,6 +237,16 @@ class _Run:
         self._conclude(model, teacher.adapter_config(model, base_sha256), verdict)
         # Not before: a kill in between evaluates again, and does not train again.
         checkpoint.remove()
+
+    def _teacher(self, choice: Choice) -> Teacher:
+        # A full run has its minutes for all that it trains; an incremental one with few labels takes twice as long.
+        share = HALF if choice.folds and self.here.request.kind == "full" else 1.0
+        return Teacher(self.here, self.releases.champion(), self._new_cases(), self._on_progress, share)
+
+    def _lessons(self, choice: Choice) -> str:
+        """Names what is trained on: the cases and their labels as they are now."""
+        labels = [(case, self.record.label_digests.get(case)) for case in choice.training]
+        return hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]
 
     def _train(
         self,
@@ -240,15 +261,30 @@ class _Run:
         start = model.adapter_state()
         with self._stage("training"):
             size = model.spec.image_size
-            self._tell_plan({"cases": choice.training, "new": sorted(teacher.new), "image_size": size})
-            result = teacher.train(model, prepared, checkpoint)
+            self._tell_plan(
+                {
+                    "cases": choice.training,
+                    "new": sorted(teacher.new),
+                    "image_size": size,
+                    "share": teacher.share,
+                    "lessons": self._lessons(choice),
+                }
+            )
+            try:
+                result = teacher.train(model, prepared, checkpoint)
+            except DivergenceError:
+                checkpoint.remove()  # it leads to the same end
+                raise
         self._note(**facts_of(result), resumed=result.resumed)
         self.here.check_stop(result.stopped)
         exams = [Exam(tuple(cases[case_id] for case_id in choice.validation), model.adapter_state())]
         for number, fold in enumerate(choice.folds, 1):
-            with self._stage(f"leave-one-out, fold {number} of {len(choice.folds)}"):
+            name = f"leave-one-out, fold {number} of {len(choice.folds)}"
+            with self._stage(name):
                 others = [case for case in prepared if case.case_id not in fold]
-                weights = teacher.train_fold(model, start, others, len(choice.folds))
+                weights = teacher.train_fold(
+                    model, start, others, len(choice.folds), partial(self._on_fold_progress, name)
+                )
                 exams.append(Exam(tuple(cases[case_id] for case_id in fold), weights))
         return exams
 
@@ -286,11 +322,14 @@ class _Run:
         others.
         """
         new = self._new_cases()
-        looked_at = [case for case in training if self.here.request.kind == "full" or case.case_id in new]
+        known = {one.case_id for one in verdict.objects}
+        full = self.here.request.kind == "full"
+        looked_at = [case for case in training if case.case_id not in known and (full or case.case_id in new)]
+        # Others each time, where they are too many for one run.
+        random.Random(len(self.releases.records())).shuffle(looked_at)
         found = agreements(model, looked_at[:MAX_LOOKED_AT], self.view, self.here.between_cases)
         judged = [Agreement(one.case_id, one.label, one.automatic) for one in verdict.objects]
-        known = {one.case_id for one in judged}
-        suspicious = suspects([*judged, *(one for one in found if one.case_id not in known)])
+        suspicious = suspects([*judged, *found])
         self._note(suspicious=suspicious)
         for one in suspicious:
             log.warning(
@@ -361,7 +400,8 @@ class _Run:
         decision = verdict.decision
         with self.releases.writing():
             if self.releases.champion_version() != self.record.champion:
-                decision = Decision(False, ("the serving version was changed during the run",))
+                # Not refused: its labels are still to be learned, by what serves now.
+                raise TrainingError("the serving version was changed during the run")
             self._note(decision="published" if decision.publish else "refused", reasons=decision.reasons)
             if not decision.publish:
                 self.releases.record(self.record.to_json())
@@ -380,6 +420,9 @@ class _Run:
         if self.here.request.kind == "full":
             return frozenset()
         return frozenset(pending_labels(self.record.label_digests, self.releases.records()))
+
+    def _on_fold_progress(self, name: str, progress: Progress) -> None:
+        self.progress.write(f"{name}: step {progress.steps}", progress.fraction, self.here.now())
 
     def _on_progress(self, progress: Progress) -> None:
         self.tracked.metrics(progress.steps, {"loss": progress.loss})

@@ -14,6 +14,7 @@ from lib.training.judging import Weights
 from lib.training.loop import Progress, TrainOptions, TrainResult, train
 from lib.training.releases import Release
 from lib.training.slabs import TrainingCase, prepare_case
+from lib.training.world import ALONE
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,15 @@ log = logging.getLogger(__name__)
 class Teacher:
     """Trains on top of `champion` (None: the base serves), or from the base where that is asked for.
 
-    `new` are the cases that are drawn more often; `on_progress` is told about once a second.
+    `new` are the cases that are drawn more often; `on_progress` is told about once a second. `share` is the part of
+    the time that is for training on all cases; folds have the rest, or as much again where it is all.
     """
 
     here: Circumstances
     champion: Release | None
     new: frozenset[str]
     on_progress: Callable[[Progress], None]
+    share: float = 1.0
 
     @property
     def starts_fresh(self) -> bool:
@@ -64,20 +67,29 @@ class Teacher:
         model = start.at_size(size)
         return model, [case.at_size(size, model.spec.mask_size) for case in cases]
 
-    def checkpoint(self, model: MedSA, base_sha256: str) -> CheckpointFile:
-        """What a training like this one goes on from after it was stopped or killed."""
+    def checkpoint(self, model: MedSA, base_sha256: str, lessons: str) -> CheckpointFile:
+        """What a training like this one goes on from after it was stopped or killed.
+
+        Only one on the same `lessons` (a digest of cases and labels): a label that came or changed since would count as
+        learned.
+        """
         request, champion = self.here.request, self.champion
         identity = {
             "kind": request.kind,
             "start": request.start,
-            "champion": 0 if self.starts_fresh or champion is None else champion.version,
+            "champion": 0 if champion is None else champion.version,
+            "lessons": lessons,
+            "view": self.here.view_digest,
+            "seed": self.here.settings.training.seed,
             "base": base_sha256,
             "labels": dict(self.here.view.labels),
             "dims": asdict(model.dims) if model.dims is not None else {},
             "image_size": model.spec.image_size,
             "code": self.here.code_version,
         }
-        path = self.here.state / FOLDER / f"{request.kind}.pt"
+        usual = request.start == ("base" if request.kind == "full" else "champion")
+        name = request.kind if usual else f"{request.kind}-{request.start}"
+        path = self.here.state / FOLDER / f"{name}.pt"
         return CheckpointFile(path, identity, self.here.settings.training.checkpoint_seconds)
 
     def train(
@@ -86,11 +98,18 @@ class Teacher:
         """Trains `model` for as long as was asked for, together with the other workers."""
         return self._train(model, cases, self.options(), checkpoint)
 
-    def train_fold(self, model: MedSA, start: Weights, cases: Sequence[TrainingCase], folds: int) -> Weights:
-        """What training on `cases` from the same start gives; all folds together take as long as the run."""
+    def train_fold(
+        self,
+        model: MedSA,
+        start: Weights,
+        cases: Sequence[TrainingCase],
+        folds: int,
+        on_progress: Callable[[Progress], None],
+    ) -> Weights:
+        """What training on `cases` from the same start gives; all folds together take as long as the training."""
         model.load_adapter_state(start)
         options = self.options()
-        alone = replace(self, here=replace(self.here, world=type(self.here.world)()))
+        alone = replace(self, here=replace(self.here, world=ALONE), on_progress=on_progress)
         result = alone._train(model, cases, replace(options, seconds=options.seconds / folds), None)
         self.here.check_stop(result.stopped)
         return model.adapter_state()
@@ -99,7 +118,7 @@ class Teacher:
         """As the settings and the request say."""
         training, minutes = self.here.settings.training, self.here.request.minutes
         return TrainOptions(
-            seconds=60.0 * (training.train_minutes if minutes is None else minutes),
+            seconds=60.0 * self.share * (training.train_minutes if minutes is None else minutes),
             learning_rate=training.learning_rate,
             batch_slices=training.batch_slices,
             prompts_per_slice=training.prompts_per_slice,

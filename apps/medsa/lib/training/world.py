@@ -16,8 +16,9 @@ from torch import Tensor, distributed
 
 from lib.errors import TrainingError
 
-# A worker that is silent for so long has died, or waits for one that has.
-PATIENCE = timedelta(minutes=10)
+# How long the others wait while the first one loads and judges. One that dies is noticed at once: its connection ends,
+# or torchrun ends them all.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
