@@ -14,12 +14,21 @@ def attempts(tmp_path: Path) -> Attempts:
     return Attempts(tmp_path / "state" / "attempts.json")
 
 
-def test_two_starts_for_one_queue(attempts: Attempts) -> None:
+def test_two_failures_for_one_queue(attempts: Attempts) -> None:
     allowed = []
     for _ in range(3):
         allowed.append(attempts.may_start(QUEUE))
         attempts.note_start(QUEUE)
+        attempts.note_failure(QUEUE)
     assert allowed == [True, True, False]
+
+
+def test_runs_that_end_with_their_server_are_tried_more_often_and_not_for_ever(attempts: Attempts) -> None:
+    allowed = []
+    for _ in range(8):
+        allowed.append(attempts.may_start(QUEUE))
+        attempts.note_start(QUEUE)
+    assert allowed == [True] * 6 + [False] * 2
 
 
 def test_another_label_is_another_queue(attempts: Attempts) -> None:
@@ -29,9 +38,9 @@ def test_another_label_is_another_queue(attempts: Attempts) -> None:
     assert attempts.may_start({**QUEUE, "a": "changed"})
 
 
-def test_a_restart_knows_the_starts(attempts: Attempts, tmp_path: Path) -> None:
-    attempts.note_start(QUEUE)
-    attempts.note_start(QUEUE)
+def test_a_restart_knows_the_failures(attempts: Attempts, tmp_path: Path) -> None:
+    attempts.note_failure(QUEUE)
+    attempts.note_failure(QUEUE)
     assert not Attempts(tmp_path / "state" / "attempts.json").may_start(QUEUE)
 
 

@@ -1,10 +1,18 @@
 """What the housekeeping starts; starting itself is tested with the real server."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from lib.server.loop import Action, Situation, next_action, training_is_due
+from lib.errors import AlreadyTrainingError
+from lib.server import loop
+from lib.server.loop import Action, Housekeeping, Situation, next_action, training_is_due
+from lib.settings import TrainingSettings
+from lib.training.request import RunRequest
 
 IDLE = Situation(
     training=False,
@@ -75,3 +83,106 @@ def test_one_label_alone_starts_nothing() -> None:
     one = replace(IDLE, train_after=1, pending=1, labelled=1)
     assert next_action(one) is None
     assert next_action(replace(one, labelled=2)) == "train"
+
+
+class Server:
+    """Housekeeping over labels and trainings that a test moves; `tasks` is what MONAI Label's bookkeeping says."""
+
+    def __init__(self, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pending = {"a": "1", "b": "2"}
+        self.started: list[RunRequest] = []
+        self.tasks: list[dict[str, Any]] = []
+        self.stopped = 0
+        parts: Any = SimpleNamespace(
+            state=state,
+            settings=SimpleNamespace(training=TrainingSettings(train_after=2)),
+            serving=SimpleNamespace(current=lambda: None),
+        )
+        queue: Any = SimpleNamespace(
+            pending=lambda: dict(self.pending),
+            labelled=lambda: len(self.pending),
+            unscored=tuple,
+            newest=lambda cases: None,
+        )
+        monkeypatch.setattr(loop, "tasks", lambda method: self.tasks if method == "train" else [])
+        monkeypatch.setattr(loop, "processes", lambda method: {})
+        monkeypatch.setattr(loop, "running_training", lambda: self.tasks[0] if self.tasks else None)
+        monkeypatch.setattr(loop, "start_training", self._start)
+        monkeypatch.setattr(loop, "stop_training", self._stop)
+        self.housekeeping = Housekeeping(parts, queue)
+
+    def _start(self, request: RunRequest) -> dict[str, Any]:
+        self.started.append(request)
+        self.tasks = [{"id": "1", "status": "RUNNING", "request": request.to_json()}]
+        return self.tasks[0]
+
+    def _stop(self) -> None:
+        self.stopped += 1
+        self.tasks = []
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    return Server(tmp_path, monkeypatch)
+
+
+def test_labels_whose_training_fails_twice_wait_for_another(server: Server) -> None:
+    for _ in range(4):
+        server.housekeeping.tick()
+        server.tasks = []
+    assert len(server.started) == 2
+    server.pending["c"] = "3"
+    assert server.housekeeping.tick() == "train"
+
+
+def test_a_training_that_did_its_work_is_no_failure(server: Server) -> None:
+    queue = dict(server.pending)
+    server.housekeeping.tick()
+    server.tasks, server.pending = [], {}
+    server.housekeeping.tick()
+    server.pending = queue
+    assert [server.housekeeping.tick(), server.housekeeping.attempts.may_start(queue)] == ["train", True]
+
+
+def test_restarts_of_the_server_are_no_failures(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(4):
+        again = Server(tmp_path, monkeypatch)
+        assert again.housekeeping.tick() == "train"
+
+
+def test_while_another_program_trains_nothing_is_started_or_counted(server: Server, tmp_path: Path) -> None:
+    with FileLock(tmp_path / "training.lock"):
+        assert [server.housekeeping.tick() for _ in range(3)] == [None, None, None]
+        with (
+            pytest.raises(AlreadyTrainingError, match="another program trains"),
+            server.housekeeping.for_a_person(),
+        ):
+            pass
+    assert server.housekeeping.tick() == "train"
+
+
+def test_a_person_takes_the_place_and_the_labels_are_not_given_up(server: Server) -> None:
+    server.housekeeping.tick()
+    with server.housekeeping.for_a_person():
+        assert server.stopped == 1
+        server.tasks = [{"id": "2", "status": "RUNNING", "request": {"trigger": "person"}}]
+    assert server.housekeeping.tick() is None
+    server.tasks = []
+    assert server.housekeeping.tick() == "train"
+    assert server.housekeeping.attempts.may_start(server.pending)
+
+
+def test_a_persons_own_training_is_not_stopped_for_another_person(server: Server) -> None:
+    server.tasks = [{"id": "2", "status": "RUNNING", "request": {"trigger": "person"}}]
+    with server.housekeeping.for_a_person():
+        assert server.stopped == 0
+
+
+def test_a_stop_where_nothing_runs_gives_nothing_up(server: Server) -> None:
+    server.housekeeping.note_stop()
+    assert server.housekeeping.tick() == "train"
+    server.housekeeping.note_stop()
+    server.tasks = []
+    assert server.housekeeping.tick() is None, "that one was stopped by somebody"

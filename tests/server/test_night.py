@@ -1,5 +1,6 @@
 """What the scheduler's job does; the run itself is tested with the real server."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,13 +27,20 @@ class World:
         self.started: list[RunRequest] = []
         self.room = 0
         queue: Any = SimpleNamespace(records=lambda: self.records, digests=lambda: self.labels)
-        monkeypatch.setattr(night_module, "running_training", lambda: self.running)
         monkeypatch.setattr(
             night_module, "start_training", lambda request: self.started.append(request) or {}
         )
         settings = NightlySettings.model_validate({"at": "02:00", "max_hours": 4, "from": "base"})
         self.file = NightFile(folder / "nightly.json")
-        self.night = Night(settings, self.file, queue, self._make_room, lambda: self.now)
+        self.night = Night(
+            settings,
+            self.file,
+            queue,
+            self._make_room,
+            lambda: self.running is not None,
+            nullcontext(),
+            lambda: self.now,
+        )
 
     def _make_room(self) -> None:
         self.room += 1
@@ -60,6 +68,7 @@ def test_what_is_left_of_the_window_bounds_it(world: World) -> None:
 def test_while_another_training_runs_it_waits(world: World) -> None:
     world.running = {"id": "1"}
     assert not world.night.look()
+    assert world.file.read().starts == 0, "a night has three starts, and none was made"
     world.running = None
     assert world.night.look()
 

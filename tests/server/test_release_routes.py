@@ -59,6 +59,14 @@ def test_a_version_that_there_is_not(client: TestClient, version: str) -> None:
     assert answer.json()["detail"].startswith("version: ")
 
 
+@pytest.mark.parametrize("path", ["rollback", "prune"])
+def test_a_form_of_another_sites_page_changes_nothing(
+    client: TestClient, releases: Releases, path: str
+) -> None:
+    answer = client.post(f"/medsa/releases/{path}", headers={"Sec-Fetch-Site": "cross-site"})
+    assert (answer.status_code, releases.champion_version()) == (403, 3)
+
+
 def test_rolling_back(client: TestClient, releases: Releases) -> None:
     assert client.post("/medsa/releases/rollback").json() == {
         "serving": 2,

@@ -1,5 +1,6 @@
 """What the training routes refuse before anything starts."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,6 @@ from lib.server.task_routes import task_router
 def started(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """`run_sync` of the trainings that were started."""
     found: list[bool] = []
-    monkeypatch.setattr(train_endpoint, "run", lambda params, run_sync: found.append(run_sync))
     monkeypatch.setattr(
         train_endpoint, "run_model", lambda model, params, run_sync, enqueue: found.append(run_sync)
     )
@@ -26,7 +26,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the trainings that were started were asked for."""
     found: list[dict[str, Any]] = []
-    monkeypatch.setattr(train_endpoint, "run", lambda params, run_sync: found.append(params["medsa"]))
     monkeypatch.setattr(
         train_endpoint, "run_model", lambda model, params, run_sync, enqueue: found.append(params)
     )
@@ -36,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 @pytest.fixture
 def client() -> TestClient:
     store = SimpleNamespace(get_labeled_images=lambda: ["a", "b"])
-    housekeeping: Any = SimpleNamespace(make_room=lambda: None, note_stop=lambda: None)
+    housekeeping: Any = SimpleNamespace(for_a_person=nullcontext, note_stop=lambda: None)
     app: Any = SimpleNamespace(datastore=lambda: store, info=lambda: {"trainers": {"medsa": {}}})
     unused: Any = None
     server = FastAPI()
@@ -74,6 +73,30 @@ def test_viewers_that_ask_for_the_model_by_name_are_understood(
 ) -> None:
     assert client.post("/train/", json={"medsa": {"minutes": 2}}).status_code == 200
     assert asked[0]["minutes"] == 2
+
+
+def test_an_entry_for_the_model_that_is_none_is_refused(client: TestClient, asked: list[Any]) -> None:
+    answer = client.post("/train/", json={"medsa": 3})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "medsa: 3 is not accepted; allowed: a JSON object"
+    assert asked == []
+
+
+@pytest.mark.parametrize("path", ["/train/medsa", "/train/"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://evil"}, 403),
+        ({"Origin": "http://viewer", "Content-Type": "application/json"}, 200),
+    ],
+)
+def test_a_form_of_another_sites_page_starts_nothing(
+    client: TestClient, asked: list[Any], path: str, headers: dict[str, str], status: int
+) -> None:
+    assert client.post(path, headers=headers).status_code == status
+    assert len(asked) == (status == 200)
 
 
 @pytest.mark.parametrize("path", ["/train/medsa", "/train/"])

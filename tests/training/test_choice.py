@@ -45,6 +45,15 @@ def test_no_case_is_both_trained_on_and_judged_by(ids, fraction):
     assert len(choice.judged) == len(set(choice.judged))
 
 
+def test_so_many_cases_are_left_out_at_the_most_and_of_every_label_some():
+    many = above(0.2, 40)
+    labels_of = {**all_with(many), many[-1]: ("liver", "rare")}
+    choice = choose(labels_of, ["liver", "rare"], 0.2)
+    left_out = [case for fold in choice.folds for case in fold]
+    assert (len(left_out), many[-1] in left_out) == (MAX_CASES, True)
+    assert set(choice.training) == set(many)
+
+
 @given(IDS, FRACTIONS, st.randoms(use_true_random=False))
 def test_a_case_stays_on_its_side_as_labels_are_added(ids, fraction, random):
     random.shuffle(ids)

@@ -100,10 +100,19 @@ def test_cases_of_one_patient_are_one_sample():
     assert not decide(scores(), candidate, by_patient).publish
 
 
-def test_with_one_case_the_difference_itself_decides():
-    one = {"liver": (0.8,), "spleen": (0.7,)}
-    assert decide(scores(**one), scores(liver=(0.85,), spleen=(0.7,)), RULES).publish
-    assert not decide(scores(**one), scores(liver=(0.85,), spleen=(0.6,)), RULES).publish
+@pytest.mark.parametrize(("count", "publish"), [(1, False), (2, False), (3, True)])
+def test_fewer_than_three_cases_are_too_few_to_tell(count, publish):
+    before = scores(liver=(0.8,) * count, spleen=(0.7,) * count)
+    decision = decide(before, scores(liver=(0.85,) * count, spleen=(0.7,) * count), RULES)
+    assert decision.publish == publish
+    if not publish:
+        assert decision.reasons[0] == f"too few to tell: {count} of at least 3 patients or cases"
+
+
+def test_a_label_of_one_case_alone_can_still_refuse():
+    before = scores(liver=(0.8,) * 6, spleen=(0.7,))
+    assert decide(before, scores(liver=(0.9,) * 6, spleen=(0.7,)), RULES).publish
+    assert not decide(before, scores(liver=(0.9,) * 6, spleen=(0.6,)), RULES).publish
 
 
 def test_a_number_missing_for_the_champion_refuses_too():

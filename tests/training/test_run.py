@@ -4,6 +4,7 @@ import multiprocessing
 import random
 import re
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from lib.errors import AdapterError, TrainingError
+from lib.errors import AdapterError, DivergenceError, TrainingError
 from lib.model.adapter_io import load_adapter
 from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
 from lib.training import judging, run, teaching
 from lib.training.cases import label_digest
+from lib.training.learner import Learner
 from lib.training.loop import TrainResult
 from lib.training.pending import pending_labels
 from lib.training.progress_file import read_progress
@@ -329,23 +331,87 @@ def test_a_stopped_run_goes_on_the_next_time(go, files, scripted, tmp_path):
 def test_a_kind_of_its_own_has_a_checkpoint_of_its_own(go, files, scripted, tmp_path):
     asked = itertools.chain([False] * 5, itertools.repeat(True))
     scripted(0.5)
-    go(files, settings(steps=6), request=RunRequest("full", "nightly"), should_stop=lambda: next(asked))
+    night = RunRequest("full", "nightly", "base")
+    go(files, settings(steps=6), request=night, should_stop=lambda: next(asked))
+    scripted(0.5)
+    person = replace(night, start="champion")
+    go(files, settings(steps=6), request=person, should_stop=itertools.chain([False] * 5, [True]).__next__)
+    checkpoints = tmp_path / "state" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["full-champion.pt", "full.pt"]
     scripted(0.5, 0.6)
     assert go(files, settings(steps=6)).resumed == 0
-    assert (tmp_path / "state" / "checkpoints" / "full.pt").exists()
+    assert (checkpoints / "full.pt").exists()
 
 
-def test_a_version_changed_during_the_run_refuses(go, files, releases, scripted):
+def test_a_label_that_came_since_is_not_passed_over_by_an_old_checkpoint(
+    go, files, cases, write_case, scripted
+):
+    asked = itertools.chain([False] * 5, itertools.repeat(True))
+    scripted(0.5)
+    stopped = go(files, settings(steps=6), should_stop=lambda: next(asked))
+    assert stopped.decision == "stopped"
+    changed = [*files[:-1], write_case(cases[-1], np.roll(cases[-1].label, 1, axis=0))]
+    scripted(0.5, 0.6)
+    record = go(changed, settings(steps=6))
+    assert (record.resumed, record.steps) == (0, 6)
+
+
+def test_a_training_that_diverged_is_not_gone_on_with(go, files, scripted, tmp_path, monkeypatch):
+    scripted(0.5)
+    asked = itertools.chain([False] * 4, itertools.repeat(True))
+    go(files, settings(steps=6), should_stop=lambda: next(asked))
+    checkpoint = tmp_path / "state" / "checkpoints" / "incremental.pt"
+    assert checkpoint.exists()
+
+    def diverge(*arguments):
+        raise DivergenceError("the loss became nan at step 3; nothing is published")
+
+    monkeypatch.setattr(Learner, "step", diverge)
+    scripted(0.5)
+    with pytest.raises(TrainingError, match="became nan"):
+        go(files, settings(steps=6))
+    assert not checkpoint.exists()
+
+
+def test_what_killed_writers_left_is_removed(go, files, scripted, tmp_path):
+    state = tmp_path / "state"
+    (state / "releases").mkdir(parents=True)
+    left = [
+        state / ".progress.json.abc.part",
+        state / ".champion.json.abc.part",
+        state / "releases" / ".v0001.json.abc.part",
+        state / "releases" / "v0007.json",
+    ]
+    for path in left:
+        path.write_text("{}")
+    scripted(0.5, 0.6)
+    assert go(files).version == 1
+    assert not any(path.exists() for path in left)
+    assert (state / "releases" / "v0001.json").exists()
+
+
+def test_where_cases_are_left_out_a_full_run_has_its_minutes_for_all_that_it_trains(
+    go, cases, write_case, scripted
+):
+    files = [write_case(case) for case in cases]
+    scripted(*[0.5, *[0.6] * 4])
+    request = RunRequest("full", "nightly", "base", minutes=12 / 60)
+    record = go(files, settings(validation_fraction=0.2), request=request)
+    assert (record.method, record.steps) == ("leave one out", 6)
+
+
+def test_a_version_changed_during_the_run_fails_and_leaves_the_labels_pending(go, files, releases, scripted):
     scripted(0.5, 0.6)
 
     def stop():
         releases.publish(lambda folder: (folder / "x").write_text(""), {"decision": "published"})
         return False
 
-    record = go(files, settings(steps=1), should_stop=stop)
-    assert record.decision == "refused"
-    assert record.reasons == ("the serving version was changed during the run",)
-    assert releases.champion_version() == 1
+    with pytest.raises(TrainingError, match="the serving version was changed during the run"):
+        go(files, settings(steps=1), should_stop=stop)
+    last = releases.records()[-1]
+    assert (last["decision"], releases.champion_version() > 0) == ("failed", True)
+    assert pending_labels(last["label_digests"], releases.records()) == list(last["label_digests"])
 
 
 def test_a_stopped_run_publishes_nothing_and_leaves_its_labels_pending(go, files, releases):

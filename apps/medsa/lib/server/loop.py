@@ -135,8 +135,8 @@ class Housekeeping:
         self._memory.look()
         self._parts.serving.current()  # takes up a new version even when nobody clicks
         with self.starting:
+            self._note_failure(self.is_training())
             situation = self.situation()
-            self._note_failure(situation.training)
             action = next_action(situation)
             if action == "train":
                 self._start_training(situation)
