@@ -16,6 +16,8 @@ STUDIES ?= $(DEMO)/studies
 TASK ?= demo
 HOST ?= 127.0.0.1
 PORT ?= 8000
+# Processes for the quick tests: one a core, two at the most
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ "$$n" -lt 2 ] && echo $$n || echo 2)
 # Further settings of the server, e.g. CONF="--conf base vit_b --conf train_minutes 10"
 CONF ?=
 
@@ -36,7 +38,7 @@ serve: install  ## The server: STUDIES=DIR TASK=NAME HOST=ADDRESS PORT=N CONF="-
 	    --studies "$(STUDIES)" --host "$(HOST)" --port "$(PORT)" --conf task "$(TASK)" $(CONF)
 
 test: install  ## The tests that need neither a server nor real data
-	@.venv/bin/python -m pytest -m "not server and not data and not large"
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not server and not data and not large"
 
 test-slow: install  ## The tests with the real server and with real data
 	@.venv/bin/python -m pytest -m "server or data or large"
