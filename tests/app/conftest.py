@@ -151,6 +151,10 @@ def environment() -> dict[str, str]:
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        # As the Makefile has it: page faults are dear.
+        "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 
