@@ -16,6 +16,7 @@ from training_kills import make_studies
 NAME, SHAPE, SPACING_MM, OBJECT_SLICES = "clicked", (256, 256, 40), (0.8, 0.8, 2.5), 20
 CLICKS, PAUSE_S = 30, 1.5
 TRAIN_MINUTES = 10.0
+STOP_S = 30.0  # a training is stopped within 10 s
 
 
 def click_figures(work: Path, share: float) -> list[Figure]:
@@ -27,11 +28,11 @@ def click_figures(work: Path, share: float) -> list[Figure]:
     with _server(work, studies) as url, Clicker(url) as clicker:
         clicker.params("medsa", NAME, volume.clicks(1))
         at_rest = _all_medians(clicker, volume, clicks)
-        httpx.post(f"{url}/train/medsa", json={}).raise_for_status()
+        httpx.post(f"{url}/train/medsa", json={}, timeout=STOP_S).raise_for_status()
         wait_until(lambda: _steps(url) > 0, "the first step")
         training = _all_medians(clicker, volume, clicks)
         still = _steps(url) > 0 and clicker.status()["training"]
-        httpx.delete(f"{url}/train/").raise_for_status()
+        httpx.delete(f"{url}/train/", timeout=STOP_S).raise_for_status()
     if not still:
         raise RuntimeError("training was over before the clicks were")
     return [
