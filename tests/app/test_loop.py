@@ -61,11 +61,11 @@ def test_training_starts_by_itself_and_its_outcome_serves(
 def test_a_case_with_a_bad_label_is_skipped_by_name(
     make_server: MakeServer, label_of: LabelOf, wait_until: WaitUntil
 ) -> None:
-    server = make_server(cases=4, auto_train="false")
+    server = make_server(cases=4, auto_train="false", train_minutes="0.05")
     bad = nibabel.Nifti1Image(np.full((40, 36, 20), 9, np.uint8), np.eye(4))
     nibabel.save(bad, server.studies / "labels" / "final" / "case3.nii.gz")
-    save(server, label_of, "case0", "case1")
-    wait_until(lambda: server.get("/info/").json()["datastore"]["completed"] == 3, "the file to be seen")
+    save(server, label_of, "case0", "case1", "case2")
+    wait_until(lambda: server.get("/info/").json()["datastore"]["completed"] == 4, "the file to be seen")
     assert server.post("/train/medsa").status_code == 200
     wait_until(lambda: bool(finished_runs(server)), "a finished training")
     assert [case["case_id"] for case in finished_runs(server)[0]["skipped"]] == ["case3"]
@@ -120,9 +120,9 @@ def in_training(server: Any) -> bool:
 def test_a_killed_server_comes_back_as_it_was(
     make_server: MakeServer, label_of: LabelOf, wait_until: WaitUntil, publish_adapter: Callable[..., None]
 ) -> None:
-    server = make_server(cases=4, train_minutes="5")
+    server = make_server(cases=4, auto_train="false", train_minutes="5")
     publish_adapter(server)
-    save(server, label_of, "case0", "case1")
+    save(server, label_of, "case0", "case1", "case2")
     assert server.post("/activelearning/medsa", {"client_id": "ann"}).json()["id"]
     assert server.post("/train/medsa").status_code == 200
     wait_until(lambda: in_training(server), "the training to be under way")
@@ -138,7 +138,7 @@ def test_a_killed_server_comes_back_as_it_was(
     assert {key: after[key] for key in ("version", "pending_labels", "versions", "last_run")} == {
         key: before[key] for key in ("version", "pending_labels", "versions", "last_run")
     }
-    assert (after["version"], after["pending_labels"]) == (1, 2)
+    assert (after["version"], after["pending_labels"]) == (1, 3)
     assert server.get("/info/").json()["datastore"] == info["datastore"]
     assert leases.read_text() == held
     noted = server.get("/datastore/label/info", label="case0", tag="final").json()

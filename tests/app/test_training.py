@@ -100,18 +100,18 @@ def test_a_person_comes_before_what_the_server_started(
 def test_a_label_saved_during_a_training_starts_the_next(
     make_server: MakeServer, label_of: LabelOf, wait_until: WaitUntil
 ) -> None:
-    server = make_server(cases=6, train_after="2", train_minutes="0.1")
-    save(server, label_of, "case0", "case1")
+    server = make_server(cases=6, train_minutes="0.05")
+    save(server, label_of, "case0", "case1", "case2")
     wait_until(lambda: bool(server.children("train")), "the first training")
     wait_until(lambda: in_steps(server), "its steps")
-    save(server, label_of, "case2", "case3")
+    save(server, label_of, "case3", "case4", "case5")
     wait_until(
         lambda: sum(run["decision"] in ("published", "refused") for run in records(server)) >= 2,
         "the second training",
     )
     first, second = (run for run in records(server) if run["decision"] in ("published", "refused"))
-    assert set(first["label_digests"]) == {"case0", "case1"}
-    assert {"case2", "case3"} <= set(second["label_digests"])
+    assert set(first["label_digests"]) == {"case0", "case1", "case2"}
+    assert {"case3", "case4", "case5"} <= set(second["label_digests"])
 
 
 def test_a_night_that_was_missed_runs_when_the_server_starts_in_its_window(

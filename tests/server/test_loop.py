@@ -79,17 +79,16 @@ def test_due_says_what_will_be_started() -> None:
     assert not training_is_due(replace(IDLE, pending=5, may_start=False))
 
 
-def test_one_label_alone_starts_nothing() -> None:
-    one = replace(IDLE, train_after=1, pending=1, labelled=1)
-    assert next_action(one) is None
-    assert next_action(replace(one, labelled=2)) == "train"
+@pytest.mark.parametrize(("labelled", "action"), [(1, None), (2, None), (3, "train")])
+def test_labels_too_few_to_publish_from_start_nothing(labelled: int, action: str | None) -> None:
+    assert next_action(replace(IDLE, train_after=1, pending=1, labelled=labelled)) == action
 
 
 class Server:
     """Housekeeping over labels and trainings that a test moves; `tasks` is what MONAI Label's bookkeeping says."""
 
     def __init__(self, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.pending = {"a": "1", "b": "2"}
+        self.pending = {"a": "1", "b": "2", "c": "3"}
         self.started: list[RunRequest] = []
         self.tasks: list[dict[str, Any]] = []
         self.stopped = 0
@@ -131,7 +130,7 @@ def test_labels_whose_training_fails_twice_wait_for_another(server: Server) -> N
         server.housekeeping.tick()
         server.tasks = []
     assert len(server.started) == 2
-    server.pending["c"] = "3"
+    server.pending["d"] = "4"
     assert server.housekeeping.tick() == "train"
 
 

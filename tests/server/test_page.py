@@ -212,7 +212,7 @@ ABOUT: dict[str, Any] = {
         ({"auto_train": False}, 9, "only when somebody asks"),
         ({"training_due": True, "pending_labels": 6}, 9, "starts at once"),
         ({"pending_labels": 6}, 9, "tried for these labels already"),
-        ({"pending_labels": 1}, 1, "at least 2 labelled cases"),
+        ({"pending_labels": 1}, 1, "at least 3 labelled cases"),
     ],
 )
 def test_when_a_training_starts(change: dict[str, Any], labelled: int, said: str) -> None:

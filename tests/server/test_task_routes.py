@@ -34,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def client() -> TestClient:
-    store = SimpleNamespace(get_labeled_images=lambda: ["a", "b"])
+    store = SimpleNamespace(get_labeled_images=lambda: ["a", "b", "c"])
     housekeeping: Any = SimpleNamespace(for_a_person=nullcontext, note_stop=lambda: None)
     app: Any = SimpleNamespace(datastore=lambda: store, info=lambda: {"trainers": {"medsa": {}}})
     unused: Any = None

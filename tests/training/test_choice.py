@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.errors import TrainingError
-from lib.training.choice import MAX_CASES, MAX_SINGLES, case_hash, choose, group_of
+from lib.training.choice import MAX_CASES, MAX_SINGLES, MIN_GROUPS, case_hash, choose, group_of
 
 IDS = st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=40, unique=True)
 FRACTIONS = st.floats(0.05, 0.6)
@@ -35,7 +35,7 @@ def test_no_case_is_both_trained_on_and_judged_by(ids, fraction):
     except TrainingError:
         return
     assert choice.training
-    assert choice.judged
+    assert len(choice.judged) >= MIN_GROUPS
     assert not set(choice.training) & set(choice.validation)
     assert set(choice.training) | set(choice.validation) <= set(ids)
     for fold in choice.folds:
@@ -96,7 +96,7 @@ def test_many_cases_are_left_out_several_at_a_time():
 
 
 def test_what_the_serving_version_was_trained_on_is_not_left_out():
-    old, new = above(0.2, 6)[:4], above(0.2, 6)[4:]
+    old, new = above(0.2, 7)[:4], above(0.2, 7)[4:]
     choice = choose(all_with([*old, *new]), ["liver"], 0.2, trained_before=old)
     assert sorted(itertools.chain(*choice.folds)) == sorted(new)
     assert set(choice.training) == {*old, *new}
@@ -166,16 +166,20 @@ def test_the_patient_is_the_group_of_the_pattern(case_id, patient, expected):
     assert group_of(case_id, patient) == expected
 
 
-@pytest.mark.parametrize("ids", [[], ["only"]])
-def test_fewer_than_two_cases_are_refused_with_their_number(ids):
-    with pytest.raises(TrainingError, match=f"at least 2 usable labelled cases, found {len(ids)}"):
-        choose(all_with(ids), ["liver"], 0.2)
+@pytest.mark.parametrize("ids", [[], ["only"], ["one", "two"], ["p1_ED", "p1_ES", "p2_ED", "p2_ES"]])
+def test_what_the_gate_could_never_publish_is_not_begun(ids):
+    count = len({group_of(case, PATIENT) for case in ids})
+    with pytest.raises(TrainingError, match=f"at least {MIN_GROUPS} patients or cases, found {count}"):
+        choose(all_with(ids), ["liver"], 0.2, PATIENT)
 
 
-def test_where_all_were_trained_on_by_what_serves_nothing_can_be_compared():
-    ids = above(0.2, 4)
-    with pytest.raises(TrainingError, match="was trained on all of them; label one more"):
-        choose(all_with(ids), ["liver"], 0.2, trained_before=ids)
+@pytest.mark.parametrize(("held", "new"), [(0, 0), (0, 2), (2, 0), (1, 1)])
+def test_too_few_that_what_serves_has_not_seen_cannot_decide(held, new):
+    old = above(0.2, 4)
+    ids = [*old, *above(0.2, 4 + new)[4:], *below(0.2, held)]
+    with pytest.raises(TrainingError, match=f"{held + new} of at least 3 .* label {3 - held - new} more"):
+        choose(all_with(ids), ["liver"], 0.2, trained_before=old)
+    choose(all_with(above(0.2, 7 - held) + below(0.2, held)), ["liver"], 0.2, trained_before=old)
 
 
 def test_where_all_validate_there_is_nothing_to_train_on():

@@ -251,7 +251,7 @@ def test_with_nothing_left_to_compare_by_the_run_says_what_to_do(go, cases, writ
     few = [write_case(case) for case in cases if case.case_id != "case2"]
     scripted(0.5, *(0.6,) * 9)
     assert go(few, settings(validation_fraction=0.2)).decision == "published"
-    with pytest.raises(TrainingError, match="was trained on all of them; label one more case"):
+    with pytest.raises(TrainingError, match=r"0 of at least 3 patients .* label 3 more"):
         go(few, settings(validation_fraction=0.2))
 
 
@@ -497,9 +497,9 @@ def test_without_labels_training_says_so(go, releases):
     assert releases.records()[-1]["decision"] == "failed"
 
 
-def test_with_one_usable_case_training_says_how_many_and_why(go, cases, write_case, releases):
+def test_with_too_few_usable_cases_training_says_how_many_and_why(go, cases, write_case, releases):
     files = [write_case(cases[0]), wrong_value(write_case, cases[1])]
-    with pytest.raises(TrainingError, match=r"at least 2 .* found 1; case1 was skipped: .* value 9"):
+    with pytest.raises(TrainingError, match=r"at least 3 .* found 1; case1 was skipped: .* value 9"):
         go(files)
     assert pending_labels({"case0": "x"}, releases.records()) == ["case0"]
 

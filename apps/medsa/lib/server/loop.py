@@ -25,6 +25,7 @@ from lib.server.child_trainings import is_automatic, running_training, start_tra
 from lib.server.night import Night
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
+from lib.training.choice import MIN_GROUPS
 from lib.training.request import RunRequest, Trigger
 from lib.training.run import is_under_way
 
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts.json"
 INTERVAL_SECONDS = 1.0
-MIN_LABELLED = 2  # one to train on, one to compare versions on
 Action = Literal["train", "score"]
 
 
@@ -61,7 +61,7 @@ class Situation:
 def training_is_due(situation: Situation) -> bool:
     """Whether the queue is long enough, or has waited, and has a start left, and a run would find enough cases."""
     waits = situation.pending >= situation.train_after or _is_idle(situation)
-    return waits and situation.labelled >= MIN_LABELLED and situation.auto_train and situation.may_start
+    return waits and situation.labelled >= MIN_GROUPS and situation.auto_train and situation.may_start
 
 
 def _is_idle(situation: Situation) -> bool:

@@ -15,12 +15,11 @@ import schedule
 from lib.server.child_trainings import start_training
 from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
+from lib.training.choice import MIN_GROUPS
 from lib.training.nightly import NightFile, Nights, is_due, is_news, minutes_of
 from lib.training.request import RunRequest
 
 log = logging.getLogger(__name__)
-
-MIN_LABELLED = 2
 
 
 class Night:
@@ -93,8 +92,8 @@ class Night:
 
 
 def _nothing_to_do(labels: dict[str, str], records: list[dict[str, Any]]) -> str | None:
-    if len(labels) < MIN_LABELLED:
-        return f"{len(labels)} labels, at least {MIN_LABELLED} are needed"
+    if len(labels) < MIN_GROUPS:
+        return f"{len(labels)} labels, at least {MIN_GROUPS} are needed"
     if not is_news(labels, records):
         return "the labels are those of the last full training"
     return None

@@ -9,12 +9,13 @@ from lib.activelearning.leases import Lease
 from lib.activelearning.ranking import by_score
 from lib.scoring.scores import ScoreTable, read_scores
 from lib.server.curve import Point, curve_points, draw_curve
-from lib.server.loop import MIN_LABELLED, Housekeeping, status
+from lib.server.loop import Housekeeping, status
 from lib.server.parts import Parts, describe_base
 from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
 from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.account import Entry, explain, overview
+from lib.training.choice import MIN_GROUPS
 from lib.training.pending import FINISHED
 
 DECISIONS = 10  # that the page shows
@@ -149,8 +150,8 @@ def when_it_starts(
         return "Training starts only when somebody asks for it (auto_train is off)."
     if about["training_due"]:
         return "A training is due and starts at once."
-    if labelled < MIN_LABELLED:
-        return f"A training needs at least {MIN_LABELLED} labelled cases."
+    if labelled < MIN_GROUPS:
+        return f"A training needs at least {MIN_GROUPS} labelled cases."
     if pending >= wanted:
         return "It was tried for these labels already; a new label or somebody who asks starts the next training."
     text = f"A training starts with {wanted} new labels, {wanted - pending} more."

@@ -8,9 +8,10 @@ from monailabel.endpoints import train as train_endpoint
 
 from lib.errors import InputError, NotFoundError, TrainingError
 from lib.server.child_trainings import stop_training
-from lib.server.loop import MIN_LABELLED, Housekeeping, status
+from lib.server.loop import Housekeeping, status
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, author
+from lib.training.choice import MIN_GROUPS
 from lib.training.request import RunRequest
 
 MODEL = "medsa"
@@ -99,9 +100,11 @@ def _check_child(run_sync: bool) -> None:
 def _check_labels(app: Any) -> None:
     count = len(app.datastore().get_labeled_images())
     if count == 0:
-        raise TrainingError("no labels: save a label first; training needs at least 2 labelled images")
-    if count < MIN_LABELLED:
-        raise TrainingError(f"training needs at least {MIN_LABELLED} labelled images, found {count}")
+        raise TrainingError(
+            f"no labels: save a label first; training needs at least {MIN_GROUPS} labelled images"
+        )
+    if count < MIN_GROUPS:
+        raise TrainingError(f"training needs at least {MIN_GROUPS} labelled images, found {count}")
 
 
 def _check_name(field: str, name: str, known: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 from lib.errors import TrainingError
 
 Method = Literal["held out", "leave one out"]
-# Below so many patients a mean says too little.
+# Fewer patients than this cannot show that a label is better: the least of two changes is above 0 by chance too often.
 MIN_GROUPS = 3
 # Bounds the time that a decision takes.
 MAX_CASES = 12
@@ -69,12 +69,15 @@ def choose(
     A patient validates when its hash is below `fraction`, unless a case of it was trained on by what serves
     (`trained_before`). Where these patients are fewer than MIN_GROUPS, or lack a label that is `expected`,
     cases that what serves has not seen, MAX_CASES at the most, are left out one patient at a time, or in
-    HALVES folds where that would be more than MAX_SINGLES. Raises TrainingError when there are fewer than two cases, or
-    nothing to train on or to compare by.
+    HALVES folds where that would be more than MAX_SINGLES. Raises TrainingError where nothing is left to train on, or
+    fewer than MIN_GROUPS patients to compare by: such a run could publish nothing.
     """
     ordered = sorted(labels_of, key=lambda case: (case_hash(group_of(case, patient)), case))
-    if len(ordered) < 2:
-        raise TrainingError(f"training needs at least 2 usable labelled cases, found {len(ordered)}")
+    groups = {group_of(case, patient) for case in ordered}
+    if len(groups) < MIN_GROUPS:
+        raise TrainingError(
+            f"training needs usable labels of at least {MIN_GROUPS} patients or cases, found {len(groups)}"
+        )
     seen = {group_of(case, patient) for case in trained_before}
     held = [
         case
@@ -92,11 +95,14 @@ def choose(
         return Choice(training, validation)
     unseen = [case for case in training if group_of(case, patient) not in seen]
     folds = _folds(_bounded(unseen, labels_of, expected), training, patient)
-    if not folds and not validation:
+    chosen = Choice(training, validation, folds)
+    judges = {group_of(case, patient) for case in chosen.judged}
+    if len(judges) < MIN_GROUPS:
         raise TrainingError(
-            "no case is left to compare by: the serving version was trained on all of them; label one more case"
+            f"{len(judges)} of at least {MIN_GROUPS} patients or cases to compare by: the serving version was "
+            f"trained on the others; label {MIN_GROUPS - len(judges)} more"
         )
-    return Choice(training, validation, folds)
+    return chosen
 
 
 def _labels(cases: Iterable[str], labels_of: Mapping[str, Collection[str]]) -> set[str]:

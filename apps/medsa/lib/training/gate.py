@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from lib.evaluation.one_sided import lower_bound
+from lib.training.choice import MIN_GROUPS
 
-# Fewer patients than this cannot show that a label is better: the least of two changes is above 0 by chance too often.
-LEAST_GROUPS = 3
 MEASURES = ("1 click", "3 clicks", "5 clicks", "no clicks")
 ByCase = Mapping[str, float]
 
@@ -64,7 +63,7 @@ def decide(champion: Scores, candidate: Scores, rules: Rules) -> Decision:
 
     Anything that makes the two incomparable (other labels, other cases, no case, a label without a score, a
     number that is not a Dice) refuses. "Worse" is asked for every label and measure, "better" for a label's
-    mean over the measures, of LEAST_GROUPS patients at the least.
+    mean over the measures, of MIN_GROUPS patients at the least.
     """
     problems = tuple(_incomparable(champion, candidate))
     if problems:
@@ -73,12 +72,12 @@ def decide(champion: Scores, candidate: Scores, rules: Rules) -> Decision:
     if worse:
         return Decision(False, worse)
     changes = {label: _overall_changes(champion, candidate, label, rules) for label in champion.dice}
-    judged = [found for found in changes.values() if len(found) >= LEAST_GROUPS]
+    judged = [found for found in changes.values() if len(found) >= MIN_GROUPS]
     texts = tuple(_change(label, champion, candidate) for label in champion.dice)
     if not judged:
         most = max(map(len, changes.values()))
         return Decision(
-            False, (f"too few to tell: {most} of at least {LEAST_GROUPS} patients or cases", *texts)
+            False, (f"too few to tell: {most} of at least {MIN_GROUPS} patients or cases", *texts)
         )
     if not any(lower_bound(found, rules.confidence, rules.seed) > 0 for found in judged):
         return Decision(False, (f"no label is better for sure ({rules.confidence:.0%})", *texts))

@@ -31,7 +31,7 @@ from lib.settings import Settings
 from lib.training.ancestry import known_scores, seen_by, trained_labels
 from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases
 from lib.training.checkpoint import CheckpointFile, remove_parts
-from lib.training.choice import Choice, choose, group_of
+from lib.training.choice import MIN_GROUPS, Choice, choose, group_of
 from lib.training.circumstances import BuildModel, Circumstances
 from lib.training.gate import Rules
 from lib.training.judging import HALF, Exam, Judge, Verdict, Weights
@@ -343,7 +343,9 @@ class _Run:
     def _cases(self, files: Sequence[CaseFile]) -> tuple[dict[str, Case], Choice]:
         """The usable cases by id, and what each is for; raises TrainingError when there are too few."""
         if not files:
-            raise TrainingError("no labels: save a label first, training needs at least 2 labelled cases")
+            raise TrainingError(
+                f"no labels: save a label first, training needs at least {MIN_GROUPS} labelled cases"
+            )
         digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
         self._note(label_digests=digests)
         found, skipped = load_cases(files, self.view.labels)
