@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 import cli
+from lib.commands import retrain
 from lib.training.releases import Releases
 
 CLI = Path(__file__).resolve().parents[2] / "apps" / "medsa" / "cli.py"
@@ -94,10 +95,45 @@ def test_while_another_training_runs_it_says_so_or_waits(studies: Path) -> None:
         said, _ = process.communicate(timeout=120)
         assert (process.returncode, "another training runs" in said) == (3, True)
         waits = start(studies, "--minutes", "0.05", "--wait", "3")
-        time.sleep(8)
+        assert is_waiting(waits)
+        time.sleep(3)
         assert waits.poll() is None
     said, _ = waits.communicate(timeout=250)
     assert waits.returncode == 0, said
+
+
+def is_waiting(process: "subprocess.Popen[str]") -> bool:
+    """Whether the next line that it says is that it waits."""
+    assert process.stdout is not None
+    return "waiting for its end, 3 minutes at the most" in process.stdout.readline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait(studies: Path, number: signal.Signals) -> None:
+    state = studies.parent / "state"
+    state.mkdir()
+    with FileLock(state / "training.lock"):
+        process = start(studies, "--wait", "3")
+        assert is_waiting(process)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    assert (process.returncode, "stopped while another training ran" in said) == (4, True)
+    assert not Releases(state).records()
+
+
+def test_where_another_training_was_quicker_it_says_so(
+    studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has looked, nobody trained, and then somebody did."""
+    state = studies.parent / "state"
+    state.mkdir()
+    monkeypatch.setattr(retrain, "is_under_way", lambda state: False)
+    arguments = ["--studies", str(studies), "--task", "object", "--state", str(state)]
+    arguments += ["--conf", "base", "vit_t"]
+    with FileLock(state / "training.lock"):
+        assert cli.main(["retrain", *arguments]) == 3
+    assert capsys.readouterr().out.startswith("retrain: a training run is under way already")
+    assert not Releases(state).records()
 
 
 @pytest.mark.parametrize(("option", "value"), [("--minutes", "-1"), ("--minutes", "nan"), ("--wait", "-2")])

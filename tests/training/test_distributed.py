@@ -125,6 +125,63 @@ def test_a_killed_worker_ends_the_training_cleanly_and_the_next_one_goes_on(work
     assert not list(checkpoint.parent.glob(".*.part"))
 
 
+UNEVEN = """
+import sys
+import nibabel, numpy as np, torch
+from lib.model.adapters import AdapterDims
+from lib.model.base import BaseSpec, build_sam
+from lib.model.medsa import MedSA
+from lib.settings import IntensitySettings
+from lib.training.cases import Case
+from lib.training.learner import Diet, Learner, Stage
+from lib.training.slabs import prepare_case
+from lib.training.viewpoint import Viewpoint
+from lib.training.world import world_of_this_process
+from lib.volume import Volume
+
+torch.set_num_threads(1)
+with world_of_this_process() as world:
+    rng = np.random.default_rng(world.rank)
+    shape = (24, 20, 1 if world.rank == 0 else 6)
+    label = np.zeros(shape, np.uint8)
+    label[6:16, 5:14] = 1
+    image = (60.0 * label + rng.normal(0, 8, shape)).astype(np.float32)
+    case = Case("case", Volume(image, np.diag([1.0, 1.0, 2.0, 1.0])), label)
+    spec = BaseSpec("tiny", 64, 16, 32, 2, 2, (1,), 2)
+    dims = AdapterDims(
+        encoder_width=4, decoder_width=8, hyper_width=8, prompt_rank=4, hyper_layers=2, depth=4
+    )
+    torch.manual_seed(0)
+    model = MedSA(build_sam(spec), spec, dims, ("object",))
+    learner = Learner(model, Diet(4, 2, (1.0,)), 0, world)
+    cut = prepare_case(case, Viewpoint({"object": 1}, IntensitySettings()), 64, 16)
+    for _ in range(3):
+        learner.step(Stage(model, [cut]), 1e-2)
+    depth = [value for name, value in model.adapters.named_parameters() if "depth" in name]
+    assert depth
+    moved = sum(float(value.abs().sum()) for value in depth)
+    out = [moved, *(float(value.sum()) for value in learner.parameters)]
+    open(f"{sys.argv[1]}/weights{world.rank}.txt", "w").write(repr(out))
+"""
+
+
+def test_a_worker_whose_cases_have_no_depth_does_not_stop_the_others(tmp_path):
+    """Its step leaves the depth adapters without gradients; those of the other worker count."""
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(APP), "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "uneven.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"weights{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+
+
 def wait_for(holds, process):
     deadline = time.monotonic() + 120
     while not holds():

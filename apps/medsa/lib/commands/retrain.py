@@ -108,4 +108,9 @@ def _look(parts: Parts, waited: float, minutes: float) -> tuple[int | None, bool
     if waited >= 60.0 * minutes:
         print("retrain: another training runs; --wait MINUTES waits for its end")
         return BUSY, False
+    if waited == 0.0:
+        print(
+            f"retrain: another training runs; waiting for its end, {minutes:g} minutes at the most",
+            flush=True,
+        )
     return None, False
