@@ -1,7 +1,6 @@
 """Fixtures shared by all tests: tiny volumes, a tiny model, the folder of real data."""
 
 import os
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,18 +14,6 @@ from lib.model.medsa import MedSA
 from lib.volume import Volume
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-# CI has an end, and machines differ by a factor of three: where it comes near, what is left is skipped, and says so.
-BEGAN, BUDGET_S = time.monotonic(), float(os.environ.get("MEDSA_TEST_SECONDS", "inf"))
-
-
-def pytest_runtest_setup() -> None:
-    """Skips what is left when the time is over."""
-    if time.monotonic() - BEGAN > BUDGET_S:
-        pytest.skip(
-            f"the {BUDGET_S:.0f} s for this run (MEDSA_TEST_SECONDS) are over; make test-slow runs all"
-        )
 
 
 class LabelledVolume(NamedTuple):
