@@ -30,7 +30,8 @@ from training_runs import added_figures, poison_figures  # noqa: E402
 
 from lib.memory import keep_freed_memory  # noqa: E402
 
-CURVE_MINUTES, LEARN_MINUTES, SEEDS, KILLS = 5.0, 20.0, 3, 100
+# A training of the curves has the time of one incremental run.
+CURVE_MINUTES, LEARN_MINUTES, SEEDS, KILLS = 3.0, 20.0, 3, 100
 PARTS = ("learned", "curves", "added", "poison", "kills", "clicks")
 QUICK_MINUTES, QUICK_KILLS = 0.2, 4
 ADDED_TO = ("hippocampus_mr",)  # the sets for the parts in which runs follow runs
