@@ -83,6 +83,10 @@ def _clicks(work: Path, share: float) -> list[Figure]:
     return click_figures(work, share)
 
 
+def _absolute(path: str) -> Path:
+    return Path(path).resolve()
+
+
 def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
@@ -102,7 +106,8 @@ def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Name
     )
     parser.add_argument("--seeds", type=positive, default=SEEDS)
     parser.add_argument("--quick", action="store_true", help="a trial run; its figures say nothing")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out" / "training")
+    # Absolute: a server is started elsewhere.
+    parser.add_argument("--out", type=_absolute, default=ROOT / "benchmarks" / "out" / "training")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the learning curves as a picture")
     parser.add_argument("--data", type=Path, default=data, help="folder of the data sets")
     return parser.parse_args(arguments)
