@@ -102,6 +102,13 @@ class MedsaApp(MONAILabelApp):
         log.info("label saved: %s", image_id)
         self._parts.leases.release(image_id)
 
+    def cleanup_sessions(self) -> None:
+        """MONAI Label's, which a half-written session folder makes fail: and with it all that is scheduled."""
+        try:
+            super().cleanup_sessions()
+        except Exception:
+            log.exception("sessions could not be cleaned up; it is tried again")
+
     def on_init_complete(self) -> None:
         super().on_init_complete()
         with or_exit():

@@ -347,6 +347,23 @@ def test_the_prompts_of_a_label_come_back_for_training(studies: Path, tmp_path: 
     assert opened(studies).recorded_prompts("a") == {"object": given}
 
 
+def test_the_prompts_of_an_image_that_had_the_name_before_do_not_come_back(
+    studies: Path, tmp_path: Path
+) -> None:
+    store = opened(studies)
+    label = str(write_label(tmp_path / "l.nii.gz"))
+    store.last_prompts.note("a", {"object": {"prompts": PromptSet(((1, 1, 1),), label="object").describe()}})
+    store.save_label("a", label, "final", {})
+    assert store.recorded_prompts("a")
+    affine = load_volume(store.image_path("a")).affine
+    store.remove_image("a")
+    array = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "a.nii.gz")
+    store.add_image("a", str(tmp_path / "a.nii.gz"), {})
+    store.save_label("a", label, "final", {})
+    assert store.recorded_prompts("a") == {}
+
+
 def test_a_refused_label_takes_no_prompts_along(studies: Path, tmp_path: Path) -> None:
     store = opened(studies)
     store.last_prompts.note("a", {"object": {"prompts": 1}})

@@ -190,3 +190,20 @@ def test_an_image_size_that_the_base_cannot_have_is_named(tiny_model, folder, si
     _edit(folder, image_size=size)
     with pytest.raises(AdapterError, match=f"image_size.*{size}.*multiple of 16 up to 1024"):
         adapted(folder, tiny_model, SHA, LABELS)
+
+
+def test_labels_named_in_another_order_keep_their_tokens(tiny_model: MedSA, tmp_path: Path) -> None:
+    """A token is found by its place, and the order in a task's file is anybody's."""
+    dims, spec, sam = tiny_model.dims, tiny_model.spec, tiny_model.sam
+    names = {"liver": 1, "spleen": 2, "kidney": 3}
+    written = MedSA(sam, spec, dims, tuple(names))
+    with torch.no_grad():
+        written.adapters["labels"].weight.normal_()
+    assert dims is not None
+    save_adapter(tmp_path, written, AdapterConfig("tiny", SHA, asdict(dims), names, {}, "0", 64), "card")
+    other = {"kidney": 3, "liver": 1, "spleen": 2}
+    read = MedSA(sam, spec, dims, tuple(other))
+    load_adapter(tmp_path, read, SHA, other)
+    before, after = written.adapters["labels"].weight, read.adapters["labels"].weight
+    for name in names:
+        assert torch.equal(before[list(names).index(name)], after[list(other).index(name)])

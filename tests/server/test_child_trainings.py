@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from monailabel.utils.async_tasks import utils
 
+from lib.server import child_trainings
 from lib.server.child_trainings import is_automatic, running_training, stop_training
 
 ON = "print('on', flush=True); time.sleep(600)"
@@ -68,6 +69,24 @@ def test_one_that_does_not_hear_is_killed_in_time(start: Start) -> None:
     assert stopped is not None
     assert stopped["id"] == task["id"]
     assert task["status"] == "STOPPED"
+    assert running_training() is None
+
+
+def test_one_that_was_just_handed_in_is_stopped_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process comes a moment later."""
+    task = start(HEARS)
+    known = utils.processes("train")
+    processes, shown = dict(known), iter([{}, {}])
+    task["status"] = "SUBMITTED"
+    monkeypatch.setattr(child_trainings, "processes", lambda method: next(shown, processes))
+    assert running_training() is task
+    monkeypatch.undo()
+
+
+def test_one_that_never_begins_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_trainings, "START_S", 0.2)
+    monkeypatch.setattr(child_trainings, "tasks", lambda method: [{"id": "1", "status": "SUBMITTED"}])
+    monkeypatch.setattr(child_trainings, "processes", lambda method: {})
     assert running_training() is None
 
 

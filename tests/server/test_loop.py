@@ -185,3 +185,15 @@ def test_a_stop_where_nothing_runs_gives_nothing_up(server: Server) -> None:
     server.housekeeping.note_stop()
     server.tasks = []
     assert server.housekeeping.tick() is None, "that one was stopped by somebody"
+
+
+def test_the_labels_of_a_night_that_was_stopped_start_nothing_either(server: Server) -> None:
+    stopped: list[bool] = []
+    server.housekeeping.night = SimpleNamespace(note_stop=lambda: stopped.append(True))  # type: ignore[assignment]
+    server.tasks = [{"id": "1", "status": "RUNNING", "request": {"trigger": "nightly"}}]
+    server.housekeeping.note_stop()
+    server.tasks = []
+    assert stopped == [True]
+    assert server.housekeeping.tick() is None
+    server.pending["d"] = "4"
+    assert server.housekeeping.tick() == "train"

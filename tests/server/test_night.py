@@ -1,7 +1,7 @@
 """What the scheduler's job does; the run itself is tested with the real server."""
 
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +53,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_at_its_time_a_full_run_from_the_base_is_started(world: World) -> None:
     assert world.night.look()
-    assert world.started == [RunRequest("full", "nightly", "base", 10.0)]
+    over = MIDNIGHT + timedelta(hours=4)
+    assert world.started == [RunRequest("full", "nightly", "base", 10.0, over)]
     assert world.room == 1
     assert world.file.read().starts == 1
 
@@ -63,6 +64,7 @@ def test_what_is_left_of_the_window_bounds_it(world: World) -> None:
     world.now = MIDNIGHT.replace(hour=5)
     world.night.look()
     assert world.started[0].minutes == pytest.approx(51.0)
+    assert world.started[0].until == MIDNIGHT.replace(hour=6)
 
 
 def test_while_another_training_runs_it_waits(world: World) -> None:

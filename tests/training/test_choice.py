@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.errors import TrainingError
-from lib.training.choice import MAX_CASES, MAX_SINGLES, MIN_GROUPS, case_hash, choose, group_of
+from lib.training.choice import (
+    MAX_CASES,
+    MAX_SINGLES,
+    MIN_GROUPS,
+    case_hash,
+    choose,
+    group_of,
+    without_patients_of,
+)
 
 IDS = st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=40, unique=True)
 FRACTIONS = st.floats(0.05, 0.6)
@@ -41,6 +49,7 @@ def test_no_case_is_both_trained_on_and_judged_by(ids, fraction):
     for fold in choice.folds:
         assert fold
         assert set(fold) < set(choice.training)
+        assert without_patients_of(choice.training, fold, None)
     assert len(choice.folds) <= MAX_SINGLES
     assert len(choice.judged) == len(set(choice.judged))
 
@@ -144,6 +153,33 @@ def test_stacks_of_one_patient_are_never_apart():
     for fold in few.folds:
         assert len({group_of(case, PATIENT) for case in fold}) == 1
         assert len(fold) == 2
+
+
+@pytest.mark.parametrize(("patients", "images"), [(10, 12), (20, 12), (30, 13), (4, 40)])
+def test_many_images_of_a_patient_leave_room_for_other_patients(patients, images):
+    ids = [f"p{patient}_{image}" for patient in range(patients) for image in range(images)]
+    choice = choose(all_with(ids), ["liver"], 0.2, PATIENT)
+    judges = {group_of(case, PATIENT) for case in choice.judged}
+    held = {group_of(case, PATIENT) for case in choice.validation}
+    assert len(judges) >= MIN_GROUPS
+    assert held == {f"p{patient}" for patient in range(patients) if case_hash(f"p{patient}") < 0.2}
+
+
+@given(st.integers(3, 12), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_nobody_is_judged_by_a_model_that_was_trained_on_him(patients, images, random):
+    ids = [f"p{patient}_{image}" for patient in range(patients) for image in range(images)]
+    random.shuffle(ids)
+    try:
+        choice = choose(all_with(ids[1:]), ["liver"], 0.2, PATIENT)
+    except TrainingError:
+        return
+    for fold in choice.folds:
+        kept = without_patients_of(choice.training, fold, PATIENT)
+        assert kept
+        judged = {group_of(case, PATIENT) for case in fold}
+        assert not judged & {group_of(case, PATIENT) for case in kept}
+    held = {group_of(case, PATIENT) for case in choice.validation}
+    assert not held & {group_of(case, PATIENT) for case in choice.training}
 
 
 def test_a_patient_one_stack_of_whom_was_trained_on_does_not_validate_with_the_other():

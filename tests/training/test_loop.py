@@ -453,3 +453,9 @@ def test_waiting_for_clicks_costs_no_training_but_ends_at_last(tiny_model, prepa
     # Each round is a second of work and twenty of waiting, which count as five.
     assert result.steps == 2
     assert result.seconds == pytest.approx(2.0, abs=0.2)
+
+
+def test_when_it_is_late_it_ends_as_if_its_time_were_over(tiny_model, prepared):
+    looks = itertools.count()
+    result = train(tiny_model, prepared, options(50), clock=ticking(), is_late=lambda: next(looks) >= 3)
+    assert (result.steps, result.stopped) == (3, False)

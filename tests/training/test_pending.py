@@ -19,6 +19,13 @@ def test_a_refused_run_has_used_its_labels():
     assert pending_labels(CURRENT, [run("refused", **CURRENT)]) == []
 
 
+def test_a_refused_run_from_the_base_is_none_of_what_serves():
+    night = {**run("refused", **CURRENT), "start": "base"}
+    assert pending_labels(CURRENT, [run("published", a="1"), night]) == ["b", "c"]
+    assert pending_labels(CURRENT, [run("published", a="1"), {**night, "decision": "published"}]) == []
+    assert pending_labels(CURRENT, [{**night, "start": "champion"}]) == []
+
+
 def test_runs_that_did_not_finish_and_rollbacks_use_nothing():
     records = [run("published", a="1"), run("failed", **CURRENT), run("stopped", **CURRENT)]
     records.append({"decision": "rolled back", "version": 0})

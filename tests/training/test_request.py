@@ -1,3 +1,7 @@
+import json
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
 import pytest
 
 from lib.errors import InputError
@@ -5,7 +9,9 @@ from lib.training.request import RunRequest
 
 
 def test_a_request_travels_as_plain_values() -> None:
-    asked = RunRequest("full", "nightly", "base", 90.0)
+    until = datetime(2026, 1, 2, 6, 0, tzinfo=ZoneInfo("Europe/Berlin"))
+    asked = RunRequest("full", "nightly", "base", 90.0, until)
+    json.dumps(asked.to_json())
     assert RunRequest.parse({"model": "medsa", **asked.to_json()}) == asked
 
 
@@ -22,6 +28,9 @@ def test_a_bare_request_is_a_persons_incremental_run() -> None:
         ("minutes", 0),
         ("minutes", "3"),
         ("minutes", True),
+        ("until", "tomorrow"),
+        ("until", 6),
+        ("until", "2026-01-02T06:00:00"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(field: str, value: object) -> None:

@@ -5,7 +5,7 @@ import random
 import re
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lib.errors import AdapterError, DivergenceError, TrainingError
 from lib.model.adapter_io import load_adapter
 from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
-from lib.training import judging, run, teaching
+from lib.training import choice, judging, run, teaching
 from lib.training.cases import label_digest
 from lib.training.learner import Learner
 from lib.training.loop import TrainResult
@@ -341,6 +341,56 @@ def test_a_kind_of_its_own_has_a_checkpoint_of_its_own(go, files, scripted, tmp_
     scripted(0.5, 0.6)
     assert go(files, settings(steps=6)).resumed == 0
     assert (checkpoints / "full.pt").exists()
+
+
+def test_a_night_from_the_base_goes_on_whatever_was_published_in_between(go, files, scripted, releases):
+    asked = itertools.chain([False] * 5, itertools.repeat(True))
+    scripted(0.5)
+    night = RunRequest("full", "nightly", "base")
+    stopped = go(files, settings(steps=6), request=night, should_stop=lambda: next(asked))
+    assert (stopped.decision, stopped.steps > 0) == ("stopped", True)
+    scripted(0.5, 0.6)
+    assert go(files, settings(steps=2)).decision == "published"
+    scripted(0.7)
+    assert go(files, settings(steps=6), request=night).resumed == stopped.steps
+
+
+def test_a_run_that_is_to_be_over_trains_no_longer_than_that_leaves_time_for(go, files, scripted):
+    """A minute a look: of 20 minutes 17 are for training, however slow it is."""
+    scripted(0.5, 0.6)
+    moments = (NOW + timedelta(minutes=number) for number in itertools.count())
+    until = NOW + timedelta(minutes=20)
+    record = go(
+        files,
+        settings(steps=500),
+        request=RunRequest("full", "nightly", "base", until=until),
+        now=lambda: next(moments),
+    )
+    assert record.decision == "published"
+    assert 5 < record.steps < 17
+
+
+def test_nobody_is_judged_by_a_model_that_was_trained_on_him(go, cases, unseen, write_case, monkeypatch):
+    """Of four patients one has a case too many for the bound on the cases that are left out."""
+    monkeypatch.setattr(choice, "MAX_CASES", 4)
+    renamed = [
+        replace(case, case_id=f"p{number // 2}_{number}") for number, case in enumerate([*cases, *unseen])
+    ]
+    files = [write_case(case) for case in renamed]
+    used = settings(steps=2, validation_fraction=1e-9)
+    used = used.model_copy(update={"task": used.task.model_copy(update={"patient": "^(p[0-9]+)_"})})
+    trained, train_fold = [], teaching.Teacher.train_fold
+
+    def spied(self, model, start, prepared, *rest):
+        trained.append({case.case_id for case in prepared})
+        return train_fold(self, model, start, prepared, *rest)
+
+    monkeypatch.setattr(teaching.Teacher, "train_fold", spied)
+    record = go(files, used)
+    assert len(record.left_out) == 3
+    for fold, kept in zip(record.left_out, trained, strict=True):
+        assert kept
+        assert not {case[:2] for case in fold} & {case[:2] for case in kept}
 
 
 def test_a_label_that_came_since_is_not_passed_over_by_an_old_checkpoint(

@@ -421,6 +421,23 @@ def test_the_annotators_prompts_are_asked_again_as_often_as_told(marked_case, rn
     assert asked[2] == 1.0
 
 
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        PromptSet(((12, 10, 12),)),
+        PromptSet(((12, 20, 6),)),
+        PromptSet(((12, 10, 6),), ((24, 0, 0),)),
+        PromptSet(boxes=(Box((2, 2, 2), (8, 8, 13)),)),
+    ],
+)
+def test_marks_beside_the_image_were_made_on_another(cases, view, prompts):
+    assert cases[0].volume.shape_ijk == (24, 20, 12)
+    within = dataclasses.replace(cases[0], recorded={"object": PromptSet(((12, 10, 6),))})
+    beside = dataclasses.replace(cases[0], recorded={"object": prompts})
+    assert prepare_case(within, view, IMAGE, MASK).recorded
+    assert prepare_case(beside, view, IMAGE, MASK).recorded == {}
+
+
 def test_a_recorded_click_is_a_prompt_where_it_was(marked_case, rng):
     for _ in range(20):
         (found,) = draw_slab([marked_case], 1, rng, None, 1.0)

@@ -76,3 +76,36 @@ def test_what_is_to_be_done_between_cases_may_end_it(tiny_model, unseen, view, l
     with pytest.raises(TrainingStopped):
         look(tiny_model, unseen, view, between)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("look", [validate, agreements])
+def test_clicks_are_given_way_to_between_the_parts_of_a_case_too(tiny_model, unseen, view, look):
+    asked = []
+    look(tiny_model, unseen[:1], view, lambda: asked.append(1))
+    assert len(asked) > 3
+
+
+@pytest.mark.parametrize("look", [validate, agreements])
+def test_where_memory_runs_out_the_case_is_tried_once_more(tiny_model, unseen, view, look, monkeypatch):
+    plain = look(tiny_model, unseen, view)
+    encode, left = type(tiny_model).encode, [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")]
+
+    def short(self, *arguments):
+        if left:
+            raise left.pop()
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(type(tiny_model), "encode", short)
+    assert look(tiny_model, unseen, view) == plain
+    left += [RuntimeError("out of memory")] * 2
+    with pytest.raises(RuntimeError, match="out of memory"):
+        look(tiny_model, unseen, view)
+    left[:] = [RuntimeError("something else")]
+    with pytest.raises(RuntimeError, match="something else"):
+        look(tiny_model, unseen, view)
+
+
+def test_looking_for_agreement_ends_when_it_is_enough(tiny_model, unseen, view):
+    assert [
+        one.case_id for one in agreements(tiny_model, unseen, view, enough=iter([False, True]).__next__)
+    ] == ["case10"]

@@ -10,6 +10,7 @@ copied into the history under the locks, so that nobody can change it between th
 `last_prompts` guards itself and is asked outside of these locks.
 """
 
+import hashlib
 import logging
 import os
 import threading
@@ -41,6 +42,7 @@ EXTENSIONS = tuple(f"*{suffix}" for suffix in SUFFIXES)
 LABEL_EXTENSIONS = tuple(f"*{suffix}" for suffix in LABEL_SUFFIXES)
 LABEL_SUFFIX = ".nii.gz"
 LAST_PROMPTS = Path(".medsa") / "last_prompts"  # where no other place is given
+DIGESTED_BYTES = 1 << 16  # of each end of a file
 FINAL = DefaultLabelTag.FINAL.value
 Signature = tuple[int, int, int]
 
@@ -167,16 +169,21 @@ class MedsaDatastore(LocalDatastore):
             draft.objects[label_id].labels[tag].info.update(info)
 
     def recorded_prompts(self, image_id: str) -> dict[str, PromptSet]:
-        """The prompts that were last kept with a final label of the image, by label name ("" for none)."""
+        """The prompts that were last kept with a final label of the image, by label name ("" for none).
+
+        Those on an image that had this id before are none of it.
+        """
+        image = _file_digest(Path(self.get_image_uri(image_id)))
         for record in reversed(self.history.versions(image_id)):
             # A label that was saved again without another click has none of its own.
             if record.get("tag") == FINAL and record.get("prompts"):
-                return recorded_prompts(record)
+                return recorded_prompts(record) if record.get("image_digest", image) == image else {}
         return {}
 
     def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> None:
         prompts = self.last_prompts.of(image_id)
-        record = self._record(tag, label_digest(staged), info, prompts)
+        image = _file_digest(self.image_path(image_id))
+        record = {**self._record(tag, label_digest(staged), info, prompts), "image_digest": image}
         target = Path(self._model.label_path(tag)) / self._filename(image_id, LABEL_SUFFIX)
         view = copy_beside(staged, target)
         try:
@@ -337,6 +344,18 @@ def _entry(known: DataModel | None, image_id: str, suffix: str) -> DataModel:
     if known is not None and known.ext == suffix:
         return known
     return DataModel(info={"ts": _now_seconds(), "name": image_id + suffix}, ext=suffix)
+
+
+def _file_digest(path: Path) -> str:
+    """Tells one image of a name from another, without reading all of it: by its size, its head and its tail."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(DIGESTED_BYTES)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - DIGESTED_BYTES))
+            return hashlib.sha256(b"%d" % size + head + stream.read()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def _now_seconds() -> int:

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lib.errors import AdapterError
 from lib.files import flush
@@ -98,6 +99,7 @@ def load_adapter(folder: Path, model: MedSA, base_sha256: str, labels: Mapping[s
         raise AdapterError(f"adapter {folder.name}: {TENSORS_NAME} cannot be read ({error})") from error
     if config.format_version == 1:
         tensors = {_PROMPT_ADAPTER_1.sub(r"\1.prompt.", key): value for key, value in tensors.items()}
+    tensors = _in_order_of(labels, config.labels, tensors)
     broken = [key for key, value in tensors.items() if not value.isfinite().all()]
     if broken:
         raise AdapterError(
@@ -135,6 +137,17 @@ def tensors_sha256(folder: Path) -> str:
         return hashlib.sha256((folder / TENSORS_NAME).read_bytes()).hexdigest()
     except OSError as error:
         raise AdapterError(f"adapter {folder.name}: {TENSORS_NAME} cannot be read ({error})") from error
+
+
+def _in_order_of(
+    labels: Mapping[str, int], stored: Mapping[str, int], tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """With the label tokens in the order in which `labels` are named now: a token is found by its place."""
+    tokens = tensors.get("labels.weight")
+    if tokens is None or list(labels) == list(stored) or len(tokens) != len(stored):
+        return tensors
+    places = [list(stored).index(name) for name in labels]
+    return {**tensors, "labels.weight": tokens[places].clone()}
 
 
 def _check_made_for(

@@ -19,15 +19,26 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 8.0  # 10 s are promised
 POLL_S = 0.05
+START_S = 1.0  # a process is there some milliseconds after it was asked for
 AUTOMATIC = ("labels", "idle", "nightly")
 
 _lock = threading.Lock()
 
 
 def running_training() -> dict[str, Any] | None:
-    """MONAI Label's task of the training that runs; None when none does."""
-    running = set(processes("train"))
-    return next((task for task in list(tasks("train")) if task["id"] in running), None)
+    """MONAI Label's task of the training that runs; None when none does.
+
+    One that was just handed in has no process yet: it is waited for, a moment.
+    """
+    deadline = time.monotonic() + START_S
+    while True:
+        running = set(processes("train"))
+        known = list(tasks("train"))
+        found = next((task for task in known if task["id"] in running), None)
+        coming = any(task["status"] in ("SUBMITTED", "RUNNING") for task in known)
+        if found is not None or not coming or time.monotonic() > deadline:
+            return found
+        time.sleep(POLL_S)
 
 
 def start_training(request: RunRequest) -> dict[str, Any] | None:

@@ -175,9 +175,8 @@ class Housekeeping:
         if task is None:
             return
         self._tried_queue = None
-        if task["request"].get("trigger") != "nightly":
-            self.attempts.note_stop(self._queue.pending())
-        elif self.night is not None:
+        self.attempts.note_stop(self._queue.pending())
+        if task["request"].get("trigger") == "nightly" and self.night is not None:
             self.night.note_stop()
 
     def _start_training(self, situation: Situation) -> None:

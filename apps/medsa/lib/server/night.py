@@ -67,7 +67,8 @@ class Night:
         self._make_room()
         self._file.note_start(begun)
         log.info("the night's retraining starts: %d labels, %.0f minutes", len(labels), minutes)
-        return start_training(RunRequest("full", "nightly", self._settings.start, minutes)) is not None
+        request = RunRequest("full", "nightly", self._settings.start, minutes, now + self.nights.left(now))
+        return start_training(request) is not None
 
     def note_stop(self) -> None:
         """Somebody stopped the night's training: it is not started again before the next night."""

@@ -1,14 +1,14 @@
 """The labelled cases of a training run: which there are, and which are usable."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.errors import MedsaError, TrainingError
+from lib.errors import TrainingError
 from lib.prompts.promptset import PromptSet
 from lib.volume import Volume, load_label, load_volume
 
@@ -47,19 +47,8 @@ def label_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def load_cases(files: Sequence[CaseFile], labels: Mapping[str, int]) -> tuple[list[Case], list[Skipped]]:
-    """The usable cases, and those that are not with the reason, both in the order of `files`."""
-    cases: list[Case] = []
-    skipped: list[Skipped] = []
-    for file in files:
-        try:
-            cases.append(_load_case(file, labels))
-        except (MedsaError, OSError) as error:
-            skipped.append(Skipped(file.case_id, str(error)))
-    return cases, skipped
-
-
-def _load_case(file: CaseFile, labels: Mapping[str, int]) -> Case:
+def load_case(file: CaseFile, labels: Mapping[str, int]) -> Case:
+    """Raises VolumeError, LabelError or TrainingError, or OSError, for a case that cannot be used."""
     volume = load_volume(file.image)
     label = load_label(file.label, volume, labels)
     if not label.any():

@@ -6,6 +6,7 @@ good: labels that are added move nothing, and what validates is never trained on
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -89,12 +90,12 @@ def choose(
         raise TrainingError(
             "no case is left to train on: all validate, by the hash of their names; label one more"
         )
-    validation = _bounded(held, labels_of, expected)
+    validation = _bounded(held, labels_of, expected, patient)
     enough = len({group_of(case, patient) for case in validation}) >= MIN_GROUPS
     if enough and set(expected) <= _labels(validation, labels_of):
         return Choice(training, validation)
     unseen = [case for case in training if group_of(case, patient) not in seen]
-    folds = _folds(_bounded(unseen, labels_of, expected), training, patient)
+    folds = _folds(_bounded(unseen, labels_of, expected, patient), training, patient)
     chosen = Choice(training, validation, folds)
     judges = {group_of(case, patient) for case in chosen.judged}
     if len(judges) < MIN_GROUPS:
@@ -109,16 +110,37 @@ def _labels(cases: Iterable[str], labels_of: Mapping[str, Collection[str]]) -> s
     return {label for case in cases for label in labels_of[case]}
 
 
+def without_patients_of(cases: Iterable[str], fold: Iterable[str], patient: str | None) -> tuple[str, ...]:
+    """Those of `cases` that are of other patients than all of `fold`: who is judged by must not be trained on."""
+    left_out = {group_of(case, patient) for case in fold}
+    return tuple(case for case in cases if group_of(case, patient) not in left_out)
+
+
 def _bounded(
-    held: list[str], labels_of: Mapping[str, Collection[str]], expected: Collection[str]
+    held: list[str],
+    labels_of: Mapping[str, Collection[str]],
+    expected: Collection[str],
+    patient: str | None,
 ) -> tuple[str, ...]:
-    """At most MAX_CASES of them: of every label the first few, then the first of all."""
+    """At most MAX_CASES of them, of as many patients as there are: of every label the first few, then of all."""
     chosen: list[str] = []
     for label in sorted(expected):
-        with_it = [case for case in held if label in labels_of[case]]
+        with_it = _patient_by_patient([case for case in held if label in labels_of[case]], patient)
         chosen += [case for case in with_it[:MIN_GROUPS] if case not in chosen]
-    chosen += [case for case in held if case not in chosen][: max(0, MAX_CASES - len(chosen))]
+    others = [case for case in _patient_by_patient(held, patient) if case not in chosen]
+    chosen += others[: max(0, MAX_CASES - len(chosen))]
     return tuple(case for case in held if case in chosen)
+
+
+def _patient_by_patient(cases: Sequence[str], patient: str | None) -> list[str]:
+    """A first case of every patient, then a second of those that have one, and so on."""
+    rounds: list[tuple[int, str]] = []
+    taken: Counter[str] = Counter()
+    for case in cases:
+        group = group_of(case, patient)
+        rounds.append((taken[group], case))
+        taken[group] += 1
+    return [case for _, case in sorted(rounds, key=lambda one: one[0])]
 
 
 def _folds(
@@ -131,4 +153,4 @@ def _folds(
     folds = tuple(
         tuple(case for case in unseen if place[group_of(case, patient)] == fold) for fold in range(count)
     )
-    return tuple(fold for fold in folds if len(fold) < len(training))
+    return tuple(fold for fold in folds if without_patients_of(training, fold, patient))

@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from lib.errors import TrainingStopped
 from lib.model.medsa import MedSA
 from lib.settings import Settings
 from lib.training.clicks_first import ClicksFirst
+from lib.training.device_memory import free_memory
 from lib.training.request import RunRequest
 from lib.training.tracking import Track, untracked
 from lib.training.viewpoint import Viewpoint
@@ -61,9 +64,13 @@ class Circumstances:
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
 
     def between_cases(self) -> None:
-        """Before each case that is looked at: clicks first, and a stop is a stop."""
-        self.clicks.wait(self.should_stop)
+        """Before each case that is looked at, and each part of one: clicks first, and a stop is a stop."""
+        self.clicks.wait(self.should_stop, lambda: free_memory(torch.device(self.device)))
         self.check_stop(self.should_stop())
+
+    def is_over(self) -> bool:
+        """Whether the time that this run was given is over."""
+        return self.request.until is not None and self.now() >= self.request.until
 
     @staticmethod
     def check_stop(stopped: bool) -> None:

@@ -5,7 +5,7 @@ cross-validation (Stone 1974): for each fold a model is trained in the same way 
 answers these.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,7 +24,7 @@ HALF = 0.5
 class Exam:
     """Cases, and the weights of a model that was not trained on any of them."""
 
-    cases: tuple[Case, ...]
+    cases: Collection[Case]
     trained: Weights
 
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import DivergenceError, TrainingError
-from lib.memory import available_bytes, give_back_freed_memory
+from lib.memory import available_bytes
 from lib.model.medsa import MedSA, SinglePrompt
 from lib.training.activations import activation_bytes, needs_checkpointing
 from lib.training.augmentation import Augmentation
+from lib.training.device_memory import free_memory, is_out_of_memory
 from lib.training.losses import prompt_losses
 from lib.training.samples import Batch, corrective_prompts, draw_batch, stack
 from lib.training.slabs import TrainingCase
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 EMA_DECAY = 0.98
 CLIP_NORM = 1.0
 WEIGHT_DECAY = 0.01
-# What the two allocators say when there is no more: a class of torch's own on a GPU, a plain RuntimeError on a CPU.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -236,17 +235,3 @@ class Learner:
         # A short run must not be averaged with its own untrained start.
         decay = min(EMA_DECAY, self.steps / (self.steps + 9.0))
         torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1.0 - decay)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that there is no more memory, of the device or of the machine."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
-
-
-def free_memory(device: torch.device) -> None:
-    """Gives back what can be given back, for whoever else uses the device."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    else:
-        give_back_freed_memory()

@@ -14,7 +14,8 @@ from lib.errors import TrainingError
 from lib.model.medsa import MedSA
 from lib.training.checkpoint import CheckpointFile
 from lib.training.clicks_first import NO_CLICKS, ClicksFirst
-from lib.training.learner import Diet, Learner, Stage, free_memory
+from lib.training.device_memory import free_memory
+from lib.training.learner import Diet, Learner, Stage
 from lib.training.slabs import SMALLEST_GRID, TrainingCase
 from lib.training.world import ALONE, World
 
@@ -80,12 +81,15 @@ def train(
     clock: Callable[[], float],
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    is_late: Callable[[], bool] = lambda: False,
     clicks: ClicksFirst = NO_CLICKS,
     checkpoint: CheckpointFile | None = None,
     world: World = ALONE,
     parameters: Sequence[nn.Parameter] | None = None,
 ) -> TrainResult:
     """Trains `model.adapters` in place until `options.seconds` of work have passed on `clock`, or `should_stop()`.
+
+    When it `is_late()` it ends as if the time were over.
 
     With `parameters` it trains these instead, which is for comparisons.
 
@@ -99,7 +103,7 @@ def train(
     model.train()
     before = reported = clock()
     stopped = False
-    while not world.agree(run.fraction >= 1.0):
+    while not world.agree(run.fraction >= 1.0 or is_late()):
         if stopped := world.agree(should_stop()):
             break
         waited = clicks.wait(should_stop, lambda: free_memory(run.learner.device))

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,9 +29,9 @@ from lib.model.adapter_io import AdapterConfig, save_adapter
 from lib.model.medsa import MedSA
 from lib.settings import Settings
 from lib.training.ancestry import known_scores, seen_by, trained_labels
-from lib.training.cases import Case, CaseFile, Skipped, label_digest, load_cases
+from lib.training.cases import CaseFile, Skipped, label_digest
 from lib.training.checkpoint import CheckpointFile, remove_parts
-from lib.training.choice import MIN_GROUPS, Choice, choose, group_of
+from lib.training.choice import MIN_GROUPS, Choice, choose, group_of, without_patients_of
 from lib.training.circumstances import BuildModel, Circumstances
 from lib.training.gate import Rules
 from lib.training.judging import HALF, Exam, Judge, Verdict, Weights
@@ -42,6 +42,7 @@ from lib.training.progress_file import ProgressFile, read_progress
 from lib.training.record import RunRecord, write_card
 from lib.training.releases import Releases
 from lib.training.request import RunRequest
+from lib.training.shelf import Shelf
 from lib.training.slabs import TrainingCase
 from lib.training.suspicion import Agreement, suspects
 from lib.training.teaching import Teacher
@@ -135,16 +136,15 @@ def follow(here: Circumstances, files: Sequence[CaseFile]) -> RunRecord:
     plan = here.world.told(None)
     if plan is None:
         raise TrainingError("the first worker did not get as far as training; its record says why")
-    found, _ = load_cases([file for file in files if file.case_id in plan["cases"]], here.view.labels)
-    cases = {case.case_id: case for case in found}
-    missing = [case_id for case_id in plan["cases"] if case_id not in cases]
+    shelf, _ = Shelf.of([file for file in files if file.case_id in plan["cases"]], here.view.labels)
+    missing = [case_id for case_id in plan["cases"] if case_id not in shelf.labels_of]
     if missing:
         raise TrainingError(f"worker {here.world.rank} cannot read the cases {', '.join(missing)}")
     champion = Releases(here.state).champion()
     teacher = Teacher(here, champion, frozenset(plan["new"]), lambda progress: None, plan["share"])
     base, base_sha256 = here.build_model()
     served = teacher.served(base, base_sha256)
-    training = [cases[case_id] for case_id in plan["cases"]]
+    training = shelf.pick(plan["cases"])
     model, prepared = teacher.prepared(base if teacher.starts_fresh else served, training, plan["image_size"])
     result = teacher.train(model, prepared, teacher.checkpoint(model, base_sha256, plan["lessons"]))
     version = 0 if champion is None else champion.version
@@ -214,26 +214,26 @@ class _Run:
             champion = self.releases.champion_version()
             self.progress.version = champion
             self._note(champion=champion)
-            cases, choice = self._cases(files)
+            shelf, choice = self._cases(files)
             teacher = self._teacher(choice)
             base, base_sha256 = self.here.build_model()
             served = teacher.served(base, base_sha256)
-            training = [cases[case_id] for case_id in choice.training]
+            training = shelf.pick(choice.training)
             model, prepared = teacher.prepared(base if teacher.starts_fresh else served, training)
         with self._stage("evaluating the serving version"):
-            before = self._champion_scores(served, [cases[case_id] for case_id in choice.judged])
+            before = self._champion_scores(served, shelf, choice.judged)
         start, checkpoint = (
             model.adapter_state(),
             teacher.checkpoint(model, base_sha256, self._lessons(choice)),
         )
-        exams = self._train(teacher, model, prepared, checkpoint, cases, choice)
+        exams = self._train(teacher, model, prepared, checkpoint, shelf, choice)
         with self._stage("evaluating the candidate"):
-            judge = self._judge(model, before, None if teacher.starts_fresh else start, cases)
+            judge = self._judge(model, before, None if teacher.starts_fresh else start, shelf)
             verdict = judge.judge(exams)
             model.load_adapter_state(judge.weights(exams[0].trained, verdict.share))
             self._note_verdict(verdict)
         with self._stage("looking for labels that do not fit"):
-            self._look_for_suspects(model, training, verdict)
+            self._look_for_suspects(model, shelf, choice.training, verdict)
         self._conclude(model, teacher.adapter_config(model, base_sha256), verdict)
         # Not before: a kill in between evaluates again, and does not train again.
         checkpoint.remove()
@@ -254,7 +254,7 @@ class _Run:
         model: MedSA,
         prepared: Sequence[TrainingCase],
         checkpoint: CheckpointFile,
-        cases: Mapping[str, Case],
+        shelf: Shelf,
         choice: Choice,
     ) -> list[Exam]:
         """Trains on all cases, then without those of each fold: what is judged, the whole training first."""
@@ -277,15 +277,17 @@ class _Run:
                 raise
         self._note(**facts_of(result), resumed=result.resumed)
         self.here.check_stop(result.stopped)
-        exams = [Exam(tuple(cases[case_id] for case_id in choice.validation), model.adapter_state())]
+        exams = [Exam(shelf.pick(choice.validation), model.adapter_state())]
         for number, fold in enumerate(choice.folds, 1):
             name = f"leave-one-out, fold {number} of {len(choice.folds)}"
             with self._stage(name):
-                others = [case for case in prepared if case.case_id not in fold]
-                weights = teacher.train_fold(
-                    model, start, others, len(choice.folds), partial(self._on_fold_progress, name)
-                )
-                exams.append(Exam(tuple(cases[case_id] for case_id in fold), weights))
+                patient = self.here.settings.task.patient
+                kept = without_patients_of(choice.training, fold, patient)
+                others = [case for case in prepared if case.case_id in kept]
+                folds, left = len(choice.folds), len(choice.folds) - number + 1
+                on_progress = partial(self._on_fold_progress, name)
+                weights = teacher.train_fold(model, start, others, folds, left, on_progress)
+                exams.append(Exam(shelf.pick(fold), weights))
         return exams
 
     def _tell_plan(self, plan: dict[str, Any] | None) -> None:
@@ -299,7 +301,7 @@ class _Run:
         model: MedSA,
         before: Sequence[ObjectScore],
         start: Weights | None,
-        cases: Mapping[str, Case],
+        shelf: Shelf,
     ) -> Judge:
         training = self.here.settings.training
         patient = self.here.settings.task.patient
@@ -309,7 +311,7 @@ class _Run:
             training.seed,
             lambda case_id: group_of(case_id, patient),
         )
-        return Judge(model, self.view, before, self._expected(cases), rules, start, self.here.between_cases)
+        return Judge(model, self.view, before, self._expected(shelf), rules, start, self.here.between_cases)
 
     def _note_verdict(self, verdict: Verdict) -> None:
         self._note(
@@ -317,17 +319,20 @@ class _Run:
             half_way=verdict.decision.publish and verdict.share < 1.0,
         )
 
-    def _look_for_suspects(self, model: MedSA, training: Sequence[Case], verdict: Verdict) -> None:
+    def _look_for_suspects(
+        self, model: MedSA, shelf: Shelf, training: Sequence[str], verdict: Verdict
+    ) -> None:
         """Names the labels, new ones or in a full run all, that the new weights agree with far less than with
         others.
         """
         new = self._new_cases()
         known = {one.case_id for one in verdict.objects}
         full = self.here.request.kind == "full"
-        looked_at = [case for case in training if case.case_id not in known and (full or case.case_id in new)]
+        looked_at = [case for case in training if case not in known and (full or case in new)]
         # Others each time, where they are too many for one run.
         random.Random(len(self.releases.records())).shuffle(looked_at)
-        found = agreements(model, looked_at[:MAX_LOOKED_AT], self.view, self.here.between_cases)
+        chosen = shelf.pick(looked_at[:MAX_LOOKED_AT])
+        found = agreements(model, chosen, self.view, self.here.between_cases, self.here.is_over)
         judged = [Agreement(one.case_id, one.label, one.automatic) for one in verdict.objects]
         suspicious = suspects([*judged, *found])
         self._note(suspicious=suspicious)
@@ -340,7 +345,7 @@ class _Run:
                 one.typical,
             )
 
-    def _cases(self, files: Sequence[CaseFile]) -> tuple[dict[str, Case], Choice]:
+    def _cases(self, files: Sequence[CaseFile]) -> tuple[Shelf, Choice]:
         """The usable cases by id, and what each is for; raises TrainingError when there are too few."""
         if not files:
             raise TrainingError(
@@ -348,13 +353,12 @@ class _Run:
             )
         digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
         self._note(label_digests=digests)
-        found, skipped = load_cases(files, self.view.labels)
+        shelf, skipped = Shelf.of(files, self.view.labels)
         self._note(skipped=tuple(skipped))
         for case in skipped:
             log.warning("training skips %s: %s", case.case_id, case.reason)
-        cases = {case.case_id: case for case in found}
         try:
-            choice = self._choose(cases)
+            choice = self._choose(shelf)
         except TrainingError as error:
             raise TrainingError("; ".join([str(error), *_reasons(skipped)])) from error
         self._note(
@@ -362,24 +366,25 @@ class _Run:
             validated=choice.validation,
             left_out=choice.folds,
             method=choice.method,
-            trained_labels=tuple(_occurring([cases[key] for key in choice.training], self.view.labels)),
+            trained_labels=self._in_order(shelf.occurring(choice.training)),
         )
-        return cases, choice
+        return shelf, choice
 
-    def _choose(self, cases: Mapping[str, Case]) -> Choice:
-        labels_of = {case_id: _occurring([case], self.view.labels) for case_id, case in cases.items()}
+    def _in_order(self, names: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for name in self.view.labels if name in names)
+
+    def _choose(self, shelf: Shelf) -> Choice:
         seen = seen_by(self.releases.records(), self.record.champion)
         settings = self.here.settings
         fraction, patient = settings.training.validation_fraction, settings.task.patient
-        return choose(labels_of, self._expected(cases), fraction, patient, seen)
+        return choose(shelf.labels_of, self._expected(shelf), fraction, patient, seen)
 
-    def _expected(self, cases: Mapping[str, Case]) -> list[str]:
+    def _expected(self, shelf: Shelf) -> tuple[str, ...]:
         """The labels to be judged: those that occur, and those that the serving version has learned."""
         learned = trained_labels(self.releases.records(), self.record.champion, self.view.labels)
-        occurring = _occurring(list(cases.values()), self.view.labels)
-        return [name for name in self.view.labels if name in occurring or name in learned]
+        return self._in_order(shelf.occurring() | set(learned))
 
-    def _champion_scores(self, served: MedSA, cases: Sequence[Case]) -> list[ObjectScore]:
+    def _champion_scores(self, served: MedSA, shelf: Shelf, judged: Sequence[str]) -> list[ObjectScore]:
         """Those of its own publication where they hold still, else made now."""
         known = known_scores(
             self.releases.records(),
@@ -388,11 +393,10 @@ class _Run:
             self.record.view,
             self.here.code_version,
         )
-        old = [one for one in known if one.case_id in {case.case_id for case in cases}]
+        old = [one for one in known if one.case_id in judged]
         done = {one.case_id for one in old}
-        new = validate(
-            served, [case for case in cases if case.case_id not in done], self.view, self.here.between_cases
-        )
+        asked = shelf.pick([case_id for case_id in judged if case_id not in done])
+        new = validate(served, asked, self.view, self.here.between_cases)
         objects = [*old, *new]
         self._note(scores={"champion": tuple(objects)})
         self.progress.best_metric = as_scores(objects, list(self.view.labels), self.view.labels).overall
@@ -448,11 +452,6 @@ class _Run:
         text = "; ".join([self.record.decision, *self.record.reasons])
         log.info("training run: %s", text)
         self.progress.write(text, 1.0, self.here.now(), running=False)
-
-
-def _occurring(cases: Sequence[Case], labels: Mapping[str, int]) -> list[str]:
-    """The labels that have a voxel in one of the cases."""
-    return [name for name, value in labels.items() if any((case.label == value).any() for case in cases)]
 
 
 def _reasons(skipped: Sequence[Skipped]) -> list[str]:

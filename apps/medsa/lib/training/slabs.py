@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lib.prompts.promptset import PromptSet
 from lib.prompts.slice_plan import SlicePrompt, plan_slices
 from lib.training.cases import Case
 from lib.training.viewpoint import Viewpoint
@@ -147,9 +148,21 @@ def _recorded(
     found: dict[int, dict[int, SlicePrompt]] = {}
     for index, name in enumerate(view.labels):
         prompts = case.recorded.get(name) or (case.recorded.get("") if len(view.labels) == 1 else None)
-        if prompts is not None and index in filled:
+        if prompts is not None and index in filled and _fits(prompts, case.volume.shape_ijk):
             found[index] = plan_slices(prompts, axis, case.volume.shape_ijk).prompts
     return {index: marks for index, marks in found.items() if marks}
+
+
+def _fits(prompts: PromptSet, shape_ijk: tuple[int, int, int]) -> bool:
+    """Whether all that was marked lies in the image: else it was another image of that name."""
+    points = [*prompts.positive_ijk, *prompts.negative_ijk, *(box.start_ijk for box in prompts.boxes)]
+    within = all(
+        0 <= place < count for point in points for place, count in zip(point, shape_ijk, strict=True)
+    )
+    stops = (box.stop_ijk for box in prompts.boxes)
+    return within and all(
+        0 < stop <= count for edge in stops for stop, count in zip(edge, shape_ijk, strict=True)
+    )
 
 
 def _beyond(filled: Slices, count: int) -> Slices:

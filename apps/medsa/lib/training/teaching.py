@@ -1,8 +1,9 @@
 """The training part of a run: from which network it starts, with what, and how a fold is trained beside it."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 
 from lib.model.adapter_io import AdapterConfig, adapted
 from lib.model.medsa import MedSA
@@ -12,7 +13,9 @@ from lib.training.circumstances import Circumstances
 from lib.training.image_size import fitting_size
 from lib.training.judging import Weights
 from lib.training.loop import Progress, TrainOptions, TrainResult, train
+from lib.training.nightly import TRAINING_SHARE
 from lib.training.releases import Release
+from lib.training.shelf import Room
 from lib.training.slabs import TrainingCase, prepare_case
 from lib.training.world import ALONE
 
@@ -52,14 +55,18 @@ class Teacher:
         return served
 
     def prepared(
-        self, start: MedSA, training: Sequence[Case], image_size: int | None = None
+        self, start: MedSA, training: Iterable[Case], image_size: int | None = None
     ) -> tuple[MedSA, list[TrainingCase]]:
         """The network to train from `start`, and its cases, at `image_size`.
 
         None: one that was trained goes on at its image size; a fresh one takes that which fits the slices.
         """
         spec = start.spec
-        cases = [prepare_case(case, self.here.view, spec.image_size, spec.mask_size) for case in training]
+        room = Room.beside(self.here.state)
+        cases = [
+            room.keep(prepare_case(case, self.here.view, spec.image_size, spec.mask_size))
+            for case in training
+        ]
         size = self._size(start, cases) if image_size is None else image_size
         if size == spec.image_size:
             return start, cases
@@ -77,7 +84,8 @@ class Teacher:
         identity = {
             "kind": request.kind,
             "start": request.start,
-            "champion": 0 if champion is None else champion.version,
+            # From the base it is the same training whatever is published in between.
+            "champion": 0 if champion is None or self.starts_fresh else champion.version,
             "lessons": lessons,
             "view": self.here.view_digest,
             "seed": self.here.settings.training.seed,
@@ -96,7 +104,7 @@ class Teacher:
         self, model: MedSA, cases: Sequence[TrainingCase], checkpoint: CheckpointFile | None
     ) -> TrainResult:
         """Trains `model` for as long as was asked for, together with the other workers."""
-        return self._train(model, cases, self.options(), checkpoint)
+        return self._train(model, cases, self.options(), checkpoint, self.share)
 
     def train_fold(
         self,
@@ -104,13 +112,19 @@ class Teacher:
         start: Weights,
         cases: Sequence[TrainingCase],
         folds: int,
+        left: int,
         on_progress: Callable[[Progress], None],
     ) -> Weights:
-        """What training on `cases` from the same start gives; all folds together take as long as the training."""
+        """What training on `cases` from the same start gives; all folds together take as long as the training.
+
+        `left` are those that are not trained yet, this one among them.
+        """
         model.load_adapter_state(start)
         options = self.options()
         alone = replace(self, here=replace(self.here, world=ALONE), on_progress=on_progress)
-        result = alone._train(model, cases, replace(options, seconds=options.seconds / folds), None)
+        result = alone._train(
+            model, cases, replace(options, seconds=options.seconds / folds), None, 1.0 / left
+        )
         self.here.check_stop(result.stopped)
         return model.adapter_state()
 
@@ -142,6 +156,11 @@ class Teacher:
             image_size=model.spec.image_size,
         )
 
+    def _end(self, part: float) -> datetime | None:
+        """When a training that begins now has to end for its run to be over in time."""
+        until, now = self.here.request.until, self.here.now()
+        return None if until is None else now + part * TRAINING_SHARE * (until - now)
+
     def _size(self, start: MedSA, cases: Sequence[TrainingCase]) -> int:
         if start.trained or self.here.settings.serving.image_size is not None:
             return start.spec.image_size
@@ -153,8 +172,10 @@ class Teacher:
         cases: Sequence[TrainingCase],
         options: TrainOptions,
         checkpoint: CheckpointFile | None,
+        part: float,
     ) -> TrainResult:
-        here = self.here
+        """`part` is what this training may take of the time for training that is left, where that has an end."""
+        here, end = self.here, self._end(part)
         return train(
             model,
             cases,
@@ -162,6 +183,7 @@ class Teacher:
             clock=here.clock,
             on_progress=self.on_progress,
             should_stop=here.should_stop,
+            is_late=lambda: end is not None and here.now() >= end,
             clicks=here.clicks,
             checkpoint=checkpoint,
             world=here.world,

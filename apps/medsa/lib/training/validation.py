@@ -1,9 +1,11 @@
 """How good a model is on the validation cases: the same simulated annotator for every model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lib.embeddings import EmbeddingCache
@@ -13,10 +15,12 @@ from lib.model.medsa import MedSA
 from lib.predictor import Predictor
 from lib.prompts.promptset import PromptSet
 from lib.training.cases import Case
+from lib.training.device_memory import once_more
 from lib.training.gate import MEASURES, Scores
 from lib.training.suspicion import Agreement
 from lib.training.viewpoint import Viewpoint
 from lib.transforms.geometry import slice_axis
+from lib.turns import DeviceTurns
 
 CLICKS_OF = {"1 click": 1, "3 clicks": 3, "5 clicks": 5}
 NO_CLICKS = "no clicks"
@@ -35,14 +39,16 @@ class ObjectScore:
 
 
 def validate(
-    model: MedSA, cases: Sequence[Case], view: Viewpoint, between: Callable[[], None] = lambda: None
+    model: MedSA, cases: Iterable[Case], view: Viewpoint, between: Callable[[], None] = lambda: None
 ) -> list[ObjectScore]:
     """Annotates every label of every case with `CLICKS` simulated clicks, as the server would answer them.
 
-    `between` is called before every case, and may raise to end it.
+    `between` is called before every case and between the parts of one, and may raise to end it.
     """
-    walk = _objects(model, cases, view, between)
-    return [_score(predictor, case, name, truth, view) for predictor, case, name, truth in walk]
+    device = torch.device(view.device)
+    return [
+        once_more(partial(_score, *found, view), device) for found in _objects(model, cases, view, between)
+    ]
 
 
 def as_scores(objects: Sequence[ObjectScore], expected: Sequence[str], labels: Mapping[str, int]) -> Scores:
@@ -78,31 +84,38 @@ def _answer(predictor: Predictor, case: Case) -> Callable[[PromptSet], NDArray[n
 
 
 def agreements(
-    model: MedSA, cases: Sequence[Case], view: Viewpoint, between: Callable[[], None] = lambda: None
+    model: MedSA,
+    cases: Iterable[Case],
+    view: Viewpoint,
+    between: Callable[[], None] = lambda: None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> list[Agreement]:
-    """How far what the model finds without a click agrees with every label of every case."""
-    found = []
+    """How far what the model finds without a click agrees with every label of every case, until it is `enough`."""
+    found, device = [], torch.device(view.device)
     for predictor, case, name, truth in _objects(model, cases, view, between):
-        automatic = predictor.automatic_mask(case.volume, name) > 0
+        if enough():
+            break
+        automatic = once_more(partial(predictor.automatic_mask, case.volume, name), device) > 0
         found.append(Agreement(case.case_id, name, volume_dice(automatic, truth)))
     return found
 
 
 def _objects(
-    model: MedSA, cases: Sequence[Case], view: Viewpoint, between: Callable[[], None]
+    model: MedSA, cases: Iterable[Case], view: Viewpoint, between: Callable[[], None]
 ) -> Iterator[tuple[Predictor, Case, str, NDArray[np.bool_]]]:
     """Every label that occurs in every case, with its mask (i, j, k) and who is to answer."""
     for case in cases:
         between()
-        predictor = _predictor(model, view)
+        predictor = _predictor(model, view, between)
         for name, value in view.labels.items():
             truth = case.label == value
             if truth.any():
                 yield predictor, case, name, truth
 
 
-def _predictor(model: MedSA, view: Viewpoint) -> Predictor:
+def _predictor(model: MedSA, view: Viewpoint, between: Callable[[], None]) -> Predictor:
     # Its own cache a case: the key tells no training states apart, and a case is never looked at twice.
-    return Predictor(
-        model, "validation", view.intensity, view.slice_axis, EmbeddingCache(CACHE_BYTES), view.device
-    )
+    cache = EmbeddingCache(CACHE_BYTES)
+    # Large volumes take minutes: `between` is called before every chunk of slices that is encoded.
+    turns = DeviceTurns(on_click=between)
+    return Predictor(model, "validation", view.intensity, view.slice_axis, cache, view.device, turns)
