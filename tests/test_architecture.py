@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "files", "memory", "version"),
     ("readers", "settings"),
     ("volume", "prompts", "transforms", "model"),
-    ("bases", "download", "embeddings", "honour", "propagation", "turns"),
+    ("bases", "dicom", "download", "embeddings", "honour", "propagation", "turns"),
     ("conversation", "object_query", "voxels"),
     ("predictor",),
     ("evaluation",),
