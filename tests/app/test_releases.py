@@ -81,10 +81,10 @@ def test_the_page_shows_the_running_training(
     wait_until: Callable[[Callable[[], bool], str], None],
 ) -> None:
     server = make_server(cases=3, train_minutes="5", train_after="9", train_idle_minutes="30")
-    for case in ("case0", "case1"):
+    for case in ("case0", "case1", "case2"):
         assert server.save(case, label_of(server.studies, case)).status_code == 200
     text = server.get("/medsa/").text
-    assert "A training starts with 9 new labels, 7 more. Without a further label it starts at " in text
+    assert "A training starts with 9 new labels, 6 more. Without a further label it starts at " in text
     assert server.post("/train/medsa").status_code == 200
     wait_until(lambda: "training: step" in server.get("/medsa/").text, "the progress on the page")
     assert "<progress" in server.get("/medsa/").text
