@@ -4,13 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from monailabel.config import settings as monailabel_settings
 from monailabel.interfaces.app import MONAILabelApp
 
 from lib.activelearning.strategies import strategies
-from lib.datastore.lastprompts import LastPrompts
 from lib.datastore.local import MedsaDatastore
-from lib.errors import NotFoundError
+from lib.errors import NotFoundError, PacsError, VolumeError
 from lib.infers.answer import answer
 from lib.infers.deepedit import MedsaDeepedit
 from lib.infers.deepgrow import MedsaDeepgrow, MedsaDeepgrow2d, MedsaScribbles
@@ -20,6 +18,7 @@ from lib.scoring.uncertainty import ScoringTask, UncertaintyScoring
 from lib.server.parts import build_parts
 from lib.server.serve import begin_serving
 from lib.server.startup import or_exit
+from lib.server.store import open_store
 from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.ancestry import trained_labels
 from lib.version import VERSION
@@ -32,7 +31,7 @@ class MedsaApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         with or_exit():
-            self._parts = build_parts(Path(app_dir), studies, conf)
+            self._parts = build_parts(Path(app_dir), conf)
         task = self._parts.settings.task
         super().__init__(
             app_dir=app_dir,
@@ -46,14 +45,8 @@ class MedsaApp(MONAILabelApp):
         self._auto_update_scoring = False  # the housekeeping decides when to score
 
     def init_datastore(self) -> MedsaDatastore:
-        return MedsaDatastore(
-            self.studies,
-            self._parts.settings.task.labels,
-            self._parts.serving_version,
-            auto_reload=monailabel_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            read_only=monailabel_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-            last_prompts=LastPrompts(self._parts.state / "last_prompts"),
-        )
+        with or_exit():
+            return open_store(self.studies, self._parts)
 
     def init_infers(self) -> dict[str, MedsaTask]:
         serving, volumes, labels = self._parts.serving, self._parts.volumes, self._parts.settings.task.labels
@@ -91,12 +84,17 @@ class MedsaApp(MONAILabelApp):
         strategy = self._strategies.get(request["strategy"])
         if strategy is None:
             raise NotFoundError("strategy", request["strategy"], ", ".join(self._strategies))
-        found = strategy(request, self.datastore())
-        if not found:
-            return {}
-        path = self.datastore().get_image_uri(found["id"])
-        self.opened(Path(path))
-        return {**found, "path": path}
+        store = self.datastore()
+        while found := strategy(request, store):
+            try:
+                path = store.image_path(found["id"])
+            except (VolumeError, PacsError):
+                if found["id"] in store.list_images():
+                    raise
+                continue  # it turned out to be no volume, or cannot be had now, and is not offered again
+            self.opened(path)
+            return {**found, "path": str(path)}
+        return {}
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         log.info("label saved: %s", image_id)

@@ -36,7 +36,7 @@ PATIENCE_S = 600.0
 class Server:
     """One `monailabel start_server` on `studies`; its state is in `state`."""
 
-    studies: Path
+    studies: Path | str
     state: Path
     checkpoint: Path
     conf: Mapping[str, str] = field(default_factory=dict)
@@ -230,6 +230,22 @@ def make_server(
         return server
 
     yield make
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def serve(checkpoint: Path) -> Iterator[Callable[..., Server]]:
+    """serve(studies, folder, **conf) -> a server on any studies, its state in `folder`; stopped after the test."""
+    started: list[Server] = []
+
+    def start(studies: Path | str, folder: Path, **conf: str) -> Server:
+        server = Server(studies, folder / "state", checkpoint, conf)
+        started.append(server)
+        server.start()
+        return server
+
+    yield start
     for server in started:
         server.stop()
 

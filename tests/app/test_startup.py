@@ -40,8 +40,19 @@ def test_a_checkpoint_of_another_architecture_is_named(
     assert_one_line(ended, "vit_b")
 
 
-def test_a_dicomweb_server_is_refused_for_now(try_start: TryStart) -> None:
-    assert_one_line(try_start("http://127.0.0.1:9/dicom-web", {}), "DICOMweb is not supported yet")
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("https:///dicom-web", "allowed: a folder, or the address of a DICOMweb service"),
+        ("http://ann:word@127.0.0.1:9/dicom-web", "allowed: an address without; set them in the environment"),
+    ],
+)
+def test_an_address_that_is_none_is_named_without_its_password(
+    try_start: TryStart, address: str, named: str
+) -> None:
+    ended = try_start(address, {})
+    assert_one_line(ended, named)
+    assert "word@" not in next(line for line in ended.stderr.splitlines() if "cannot start" in line)
 
 
 def assert_one_line(ended: subprocess.CompletedProcess[str], named: str) -> None:

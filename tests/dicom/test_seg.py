@@ -83,6 +83,44 @@ def test_a_series_that_says_little_of_its_patient_gets_a_label_too(series):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SliceThickness", None),
+        ("PatientSex", "U"),
+        ("PatientBirthDate", "19700000"),
+        ("StudyTime", "25"),
+        ("LossyImageCompression", "01"),
+        ("PatientName", "Łukasz^山田"),
+    ],
+)
+def test_what_real_series_hold_keeps_no_label_from_being_written(series, name, value):
+    headers, grid = series()
+    for header in headers:
+        header.SpecificCharacterSet = "ISO_IR 192"
+        if value is None:
+            header.pop(name)
+        else:
+            with pydicom.config.disable_value_validation():
+                setattr(header, name, value)
+    values = mask_of(("liver",), grid.shape_ijk)
+    written = through_a_file(write_seg(values, LABELS, CODES, headers, grid, ORIGIN))
+    assert np.array_equal(read_segments(written, grid).as_labels(LABELS), values)
+    if name == "PatientName":
+        assert str(written.PatientName) == value
+
+
+def test_labels_that_differ_in_case_alone_are_told_apart(series):
+    labels = {"Tumor": 1, "tumor": 2}
+    headers, grid = series()
+    values = (mask_of(("liver", "spleen"), grid.shape_ijk)).astype(np.uint8)
+    written = write_seg(values, labels, {}, headers, grid, ORIGIN)
+    assert np.array_equal(read_segments(written, grid).as_labels(labels), values)
+    written.SegmentSequence[0].SegmentLabel = "TUMOR"
+    with pytest.raises(LabelError, match="'TUMOR' is not one of the labels"):
+        read_segments(written, grid).as_labels(labels)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda values: np.zeros_like(values), "label: it is empty; allowed: at least one voxel"),

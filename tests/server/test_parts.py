@@ -19,7 +19,7 @@ APP = Path(parts_module.__file__).resolve().parents[2]
 
 
 def test_nothing_is_loaded_or_written(tmp_path: Path) -> None:
-    parts = build_parts(APP, str(tmp_path), {"task": "object", "state": str(tmp_path / "state")})
+    parts = build_parts(APP, {"task": "object", "state": str(tmp_path / "state")})
     described = describe_base(parts.serving)
     assert described.pop("embedding_cache")["slices"] == 0
     assert described == {
@@ -33,11 +33,8 @@ def test_nothing_is_loaded_or_written(tmp_path: Path) -> None:
 
 
 def test_the_state_lies_in_the_app_unless_told_otherwise(tmp_path: Path) -> None:
-    assert build_parts(APP, str(tmp_path), {"task": "hippocampus"}).state == APP / "model" / "hippocampus"
-    assert (
-        build_parts(APP, str(tmp_path), {"state": str(tmp_path / "s")}).scores_file
-        == tmp_path / "s" / "scores.json"
-    )
+    assert build_parts(APP, {"task": "hippocampus"}).state == APP / "model" / "hippocampus"
+    assert build_parts(APP, {"state": str(tmp_path / "s")}).scores_file == tmp_path / "s" / "scores.json"
 
 
 def described_cache(tmp_path: Path, memory_mb: int, disk_mb: int) -> Any:
@@ -46,7 +43,7 @@ def described_cache(tmp_path: Path, memory_mb: int, disk_mb: int) -> Any:
         "embedding_cache_mb": str(memory_mb),
         "embedding_disk_mb": str(disk_mb),
     }
-    return describe_base(build_parts(APP, str(tmp_path), conf).serving)["embedding_cache"]
+    return describe_base(build_parts(APP, conf).serving)["embedding_cache"]
 
 
 def test_the_embedding_cache_has_the_sizes_that_are_set_and_lies_in_the_state(tmp_path: Path) -> None:
@@ -56,7 +53,7 @@ def test_the_embedding_cache_has_the_sizes_that_are_set_and_lies_in_the_state(tm
     assert described_cache(tmp_path, 5, 0)["disk"] is None
     assert described_cache(tmp_path, 0, 7)["max_bytes"] == 0
     assert described_cache(tmp_path, 0, 0) == "off"
-    parts = build_parts(APP, str(tmp_path), {"state": str(tmp_path / "state")})
+    parts = build_parts(APP, {"state": str(tmp_path / "state")})
     assert parts.serving.cache.disk is not None
     assert parts.serving.cache.disk.folder == tmp_path / "state" / "embeddings"
 
@@ -76,7 +73,7 @@ def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], B
         asked: list[BaseRequest] = []
         monkeypatch.setattr(BaseCatalog, "choose", lambda self, request: asked.append(request))
         monkeypatch.setattr(parts_module, "build_model", lambda choice, labels, precision: None)
-        build_parts(APP, str(tmp_path), {"state": str(tmp_path / "s"), "base": base}).build_model()
+        build_parts(APP, {"state": str(tmp_path / "s"), "base": base}).build_model()
         return asked[0]
 
     monkeypatch.delenv(SERVER_BASE, raising=False)
@@ -117,12 +114,6 @@ def test_children_use_the_base_that_the_server_chose(
     assert chosen("auto").base == "auto"
 
 
-@pytest.mark.parametrize("studies", ["http://pacs/dicom-web", "https://pacs/dicom-web"])
-def test_dicomweb_is_refused_for_now(studies: str) -> None:
-    with pytest.raises(SettingsError, match="DICOMweb"):
-        build_parts(APP, studies, {})
-
-
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="train_afer"):
-        build_parts(APP, str(tmp_path), {"train_afer": "3"})
+        build_parts(APP, {"train_afer": "3"})

@@ -47,7 +47,7 @@ def test_the_newest_label_is_found_by_its_file(parts: Parts, tmp_path: Path) -> 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
-    return build_parts(APP, str(tmp_path), {"task": "object", "state": str(tmp_path / "state")})
+    return build_parts(APP, {"task": "object", "state": str(tmp_path / "state")})
 
 
 @pytest.fixture

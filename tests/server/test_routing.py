@@ -11,7 +11,15 @@ from monailabel.endpoints.user.auth import DEFAULT_USER
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from starlette.testclient import TestClient
 
-from lib.errors import CheckpointError, InputError, LabelError, NotFoundError, TrainingError
+from lib.errors import (
+    CheckpointError,
+    InputError,
+    LabelError,
+    NotFoundError,
+    PacsError,
+    PacsUnreachableError,
+    TrainingError,
+)
 from lib.server.routing import AnyUser, MedsaRoute, author, json_object, received, received_label
 
 ERRORS = {
@@ -21,6 +29,8 @@ ERRORS = {
     "training": TrainingError("no labels"),
     "bug": ZeroDivisionError("inside /secret/path"),
     "base": CheckpointError("checkpoint /secret/path: no such file"),
+    "pacs": PacsError("the PACS answered 500"),
+    "away": PacsUnreachableError("the PACS cannot be reached"),
     "monailabel": MONAILabelException(MONAILabelError.APP_ERROR, "no /secret/path"),
 }
 
@@ -49,6 +59,8 @@ def client() -> TestClient:
         ("training", 409, "no labels"),
         ("bug", 500, "internal error: ZeroDivisionError; the server's log has the rest"),
         ("base", 500, "internal error: CheckpointError; the server's log has the rest"),
+        ("pacs", 502, "the PACS answered 500"),
+        ("away", 503, "the PACS cannot be reached"),
         ("monailabel", 500, "internal error: MONAILabelException; the server's log has the rest"),
     ],
 )

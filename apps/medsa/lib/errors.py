@@ -98,6 +98,18 @@ class BusyError(MedsaError):
         self.retry_after_s = retry_after_s
 
 
+class PacsError(MedsaError):
+    """The PACS refused something, or sent what cannot be read. The status is that of a gateway."""
+
+    http_status = 502
+
+
+class PacsUnreachableError(PacsError):
+    """The PACS does not answer; later it may."""
+
+    http_status = 503
+
+
 class ClientGoneError(MedsaError):
     """Whoever asked has left; nobody reads the answer. The status is nginx's for it."""
 

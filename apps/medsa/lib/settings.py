@@ -75,8 +75,10 @@ def _checked_patient_pattern(value: str) -> str:
     return value
 
 
+Modality = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2,16}$")]  # a code string such as CT, MR, PT
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[int, Field(strict=True, ge=1, le=255)]
+ColourPart = Annotated[int, Field(ge=0, le=255)]
 PositiveInt = Annotated[int, Field(gt=0)]
 # Patches are 16 or 8 pixels. Below 256 too few tokens are left, and none was trained above 1024.
 ImageSize = Annotated[int, AfterValidator(_checked_image_size)]
@@ -107,12 +109,21 @@ class IntensitySettings(_Settings):
         return self
 
 
+class CodeSettings(_Settings):
+    """What a label is called in a coding scheme (SNOMED CT where nothing else is said), and its colour, 0 to 255."""
+
+    code: Annotated[str, StringConstraints(min_length=1, max_length=16)]
+    meaning: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    scheme: Annotated[str, StringConstraints(min_length=1, max_length=16)] = "SCT"
+    colour: tuple[ColourPart, ColourPart, ColourPart] = (255, 0, 0)
+
+
 class TaskSettings(_Settings):
     """What is segmented: label names with their values in files, and how images are shown to the model.
 
     `patient` is a regular expression whose first group is the patient in an image id: cases of one patient are never
     apart, one trained on and one validated on. `flips` are the axes along which a mirrored image is as good as the
-    image: none where labels tell left from right.
+    image: none where labels tell left from right. `codes` are the labels' names in DICOM Segmentations.
     """
 
     name: str
@@ -122,6 +133,7 @@ class TaskSettings(_Settings):
     slice_axis: Literal["auto", "i", "j", "k"] = "auto"
     patient: Annotated[str, AfterValidator(_checked_patient_pattern)] | None = None
     flips: tuple[Literal["i", "j", "k"], ...] = ()
+    codes: dict[LabelName, CodeSettings] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> "TaskSettings":
@@ -134,6 +146,9 @@ class TaskSettings(_Settings):
             raise ValueError(
                 f"names other than {', '.join(sorted(RESERVED_KEYS))}; a request calls something else so"
             )
+        unknown = sorted(set(self.codes) - set(self.labels))
+        if unknown:
+            raise ValueError(f"codes only for labels; {', '.join(unknown)} is none")
         return self
 
 
@@ -243,7 +258,8 @@ class ServingSettings(_Settings):
 
     `image_size` is the side of the model's image in pixels; None: the base's own. A cache of 0 MB is off. At most
     `queue_length` requests for the model are taken at once, each for at most `request_seconds`, with at most
-    `max_body_mb` MB. With `warm` a case that is opened is encoded before the first click.
+    `max_body_mb` MB. With `warm` a case that is opened is encoded before the first click. Of a PACS the series of
+    `pacs_modalities` are listed, it is looked at every `pacs_seconds`, and what was fetched lies in `pacs_cache`.
     """
 
     base: Literal["auto", "vit_t", "vit_b", "vit_l", "vit_h"] = "auto"
@@ -259,6 +275,9 @@ class ServingSettings(_Settings):
     request_seconds: float = Field(default=120, gt=0)
     max_body_mb: PositiveInt = 1024
     lease_minutes: float = Field(default=60, gt=0)
+    pacs_modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] = ("CT", "MR")
+    pacs_seconds: float = Field(default=10, gt=0)
+    pacs_cache: Path | None = None
     state: Path | None = None
 
 

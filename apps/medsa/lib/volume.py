@@ -152,6 +152,16 @@ def save_mask(
     _write_atomically(path, content, durable)
 
 
+def save_image(volume: Volume, path: Path) -> None:
+    """Writes a grey `volume` as NRRD, whose affine keeps all its digits; the file appears whole or not at all.
+
+    Raises VolumeError for another ending, and in colour.
+    """
+    if volume.channels != 1 or not path.name.endswith(".nrrd"):
+        raise VolumeError(f"image {path.name}: {volume.channels} channels; allowed: one, in a file .nrrd")
+    _write_atomically(path, _nrrd_bytes(volume.array, volume.affine, "raw"), durable=False)
+
+
 def _read(path: Path) -> StoredImage:
     if not path.is_file():
         raise VolumeError(f"image {path.name}: no such file")
@@ -208,7 +218,7 @@ def _nifti_bytes(mask: NDArray[np.uint8], affine: NDArray[np.float64]) -> bytes:
     return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
 
 
-def _nrrd_bytes(mask: NDArray[np.uint8], affine: NDArray[np.float64], encoding: str) -> bytes:
+def _nrrd_bytes(array: NDArray[Any], affine: NDArray[np.float64], encoding: str) -> bytes:
     lps = _LPS_TO_RAS @ affine  # the flip is its own inverse
     header = {
         "space": "left-posterior-superior",
@@ -218,7 +228,7 @@ def _nrrd_bytes(mask: NDArray[np.uint8], affine: NDArray[np.float64], encoding: 
         "encoding": encoding,
     }
     stream = io.BytesIO()
-    nrrd.write(stream, mask, header, index_order="F")
+    nrrd.write(stream, array, header, index_order="F")
     return stream.getvalue()
 
 

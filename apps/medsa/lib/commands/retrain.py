@@ -29,7 +29,7 @@ LOOK_S = 1.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_task_arguments(parser)
-    parser.add_argument("--studies", type=Path, required=True, metavar="DIR", help="as given to the server")
+    parser.add_argument("--studies", required=True, metavar="DIR|URL", help="as given to the server")
     parser.add_argument(
         "--start",
         choices=("base", "champion"),
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     return STOPPED if record.decision == "stopped" else 0
 
 
-def retrain(parts: Parts, studies: Path, start: str, minutes: float | None, world: World) -> RunRecord:
+def retrain(parts: Parts, studies: str, start: str, minutes: float | None, world: World) -> RunRecord:
     """One full run, gate and publishing included; raises NotFoundError or TrainingError."""
     files = training_cases(store_of(parts, studies))
     request = RunRequest.parse(

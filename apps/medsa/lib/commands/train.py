@@ -1,4 +1,4 @@
-"""`cli.py train`: trains on the labels of a studies folder, without a server."""
+"""`cli.py train`: trains on the labels of a studies folder or a PACS, without a server."""
 
 import argparse
 from pathlib import Path
@@ -7,6 +7,7 @@ from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.datastore.local import MedsaDatastore
 from lib.errors import NotFoundError
 from lib.server.parts import Parts
+from lib.server.store import is_pacs, look_once, open_store
 from lib.trainers.children import stop_requested, stopping_by_signal
 from lib.trainers.medsa_trainer import training_cases
 from lib.training.record import RunRecord
@@ -16,7 +17,7 @@ from lib.training.request import RunRequest
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; how long it trains is the setting train_minutes."""
     add_task_arguments(parser)
-    parser.add_argument("--studies", type=Path, required=True, metavar="DIR", help="as given to the server")
+    parser.add_argument("--studies", required=True, metavar="DIR|URL", help="as given to the server")
 
 
 def run(arguments: argparse.Namespace, app_dir: Path) -> int:
@@ -25,19 +26,26 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     return 0
 
 
-def train_on_folder(parts: Parts, studies: Path) -> RunRecord:
+def train_on_folder(parts: Parts, studies: str) -> RunRecord:
     """One training run, gate and publishing included; raises NotFoundError or TrainingError."""
     files = training_cases(store_of(parts, studies))
     with stopping_by_signal():
         return parts.train(files, RunRequest(trigger="command line"), stop_requested)
 
 
-def store_of(parts: Parts, studies: Path) -> MedsaDatastore:
-    """The datastore of a studies folder; raises NotFoundError where there is no such folder."""
-    if not studies.is_dir():
-        raise NotFoundError("studies", str(studies), "a folder of studies")
+def store_of(parts: Parts, studies: str) -> MedsaDatastore:
+    """The datastore of a studies folder, or of a PACS after a look at it.
+
+    Raises NotFoundError where there is no such folder. A PACS that is away counts with what is known of it.
+    """
+    if is_pacs(studies):
+        store = open_store(studies, parts)
+        look_once(store)
+        return store
+    if not Path(studies).is_dir():
+        raise NotFoundError("studies", studies, "a folder of studies, or the address of a PACS")
     # Not read_only: that would leave out files that were put into the folder since a server last ran on it.
-    return MedsaDatastore(str(studies), parts.settings.task.labels, parts.serving_version)
+    return MedsaDatastore(studies, parts.settings.task.labels, parts.serving_version)
 
 
 def describe_run(record: RunRecord) -> str:

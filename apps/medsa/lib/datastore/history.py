@@ -42,6 +42,10 @@ class LabelHistory:
         """The records of `image_id`, oldest first."""
         return [json.loads(path.read_text()) for path in sorted((self._root / image_id).glob("[0-9]*.json"))]
 
+    def file_of(self, record: Mapping[str, Any]) -> Path:
+        """The label of one of `versions`."""
+        return self._root / str(record["image"]) / str(record["file"])
+
     def holds(self, image_id: str, sha256: str) -> bool:
         """Whether a version of `image_id` has this content."""
         return any(record.get("sha256") == sha256 for record in self.versions(image_id))

@@ -42,6 +42,8 @@ EXTENSIONS = tuple(f"*{suffix}" for suffix in SUFFIXES)
 LABEL_EXTENSIONS = tuple(f"*{suffix}" for suffix in LABEL_SUFFIXES)
 LABEL_SUFFIX = ".nii.gz"
 LAST_PROMPTS = Path(".medsa") / "last_prompts"  # where no other place is given
+# In a label's information: it was not saved by somebody at this server, but came from a PACS.
+ARRIVED = "arrived"
 DIGESTED_BYTES = 1 << 16  # of each end of a file
 FINAL = DefaultLabelTag.FINAL.value
 Signature = tuple[int, int, int]
@@ -181,9 +183,12 @@ class MedsaDatastore(LocalDatastore):
         return {}
 
     def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> None:
-        prompts = self.last_prompts.of(image_id)
+        arrived = ARRIVED in info
+        prompts = {} if arrived else self.last_prompts.of(image_id)
         image = _file_digest(self.image_path(image_id))
         record = {**self._record(tag, label_digest(staged), info, prompts), "image_digest": image}
+        if arrived:
+            record["adapter_version"] = None
         target = Path(self._model.label_path(tag)) / self._filename(image_id, LABEL_SUFFIX)
         view = copy_beside(staged, target)
         try:
@@ -205,10 +210,14 @@ class MedsaDatastore(LocalDatastore):
                     "sha256": record["sha256"],
                 }
                 draft.objects[image_id].labels[tag] = DataModel(info=noted, ext=LABEL_SUFFIX)
+                self._on_version(image_id, {**record, "version": version})
         finally:
             view.unlink(missing_ok=True)
-        if tag == FINAL:
+        if tag == FINAL and not arrived:
             self.last_prompts.clear(image_id, prompts)
+
+    def _on_version(self, image_id: str, record: Mapping[str, Any]) -> None:
+        """Told of every version that becomes the current label, while the locks are held."""
 
     def _record(
         self, tag: str, sha256: str, info: Mapping[str, Any], prompts: Mapping[str, Any]
@@ -266,7 +275,7 @@ class MedsaDatastore(LocalDatastore):
 
     def _reconcile_datastore(self) -> None:
         with self._transaction() as draft:
-            images = self._suffixes_by_id(Path(draft.image_path()), EXTENSIONS)
+            images = self._images_found()
             known = draft.objects
             draft.objects = {
                 image_id: known.get(image_id) or ImageLabelModel(image=DataModel())
@@ -283,6 +292,10 @@ class MedsaDatastore(LocalDatastore):
                     for tag, suffixes in found.items()
                     if image_id in suffixes
                 }
+
+    def _images_found(self) -> dict[str, str]:
+        """Id -> suffix of all images there are."""
+        return self._suffixes_by_id(Path(self._datastore_path), EXTENSIONS)
 
     def _suffixes_by_id(self, folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
         """Id -> suffix of the images or labels in `folder`; of two with one id the first by name counts."""

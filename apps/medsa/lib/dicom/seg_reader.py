@@ -26,20 +26,20 @@ class Segments:
     names: Mapping[int, str]
 
     def as_labels(self, labels: Mapping[str, int]) -> NDArray[np.uint8]:
-        """(i, j, k) with the values of `labels`. Names are compared without case, and with "_" for a blank.
+        """(i, j, k) with the values of `labels`. Names may differ in case, and in "_" for a blank.
 
-        Raises LabelError naming the segments that fit none: their voxels would be lost.
+        Raises LabelError naming the segments that fit none, or several: their voxels would be lost.
         """
-        known = {_plain(name): value for name, value in labels.items()}
         table = np.zeros(256, dtype=np.uint8)
         held = set(np.unique(self.numbers).tolist()) - {0}
-        strange = [self.names[number] for number in sorted(held) if _plain(self.names[number]) not in known]
+        values = {number: _value_of(self.names[number], labels) for number in sorted(held)}
+        strange = [self.names[number] for number, value in values.items() if value is None]
         if strange:
             raise LabelError(
                 f"segment {', '.join(map(repr, strange))} is not one of the labels; allowed: {', '.join(labels)}"
             )
-        for number in held:
-            table[number] = known[_plain(self.names[number])]
+        for number, value in values.items():
+            table[number] = value
         return table[self.numbers]
 
 
@@ -76,6 +76,13 @@ def read_segments(dataset: Dataset, grid: SeriesGrid) -> Segments:
                 )
             _put(numbers, mask, number, from_lps @ _frame_affine(item, dataset), names)
     return Segments(numbers, names)
+
+
+def _value_of(name: str, labels: Mapping[str, int]) -> int | None:
+    if name in labels:
+        return labels[name]
+    like = [value for label, value in labels.items() if _plain(label) == _plain(name)]
+    return like[0] if len(like) == 1 else None
 
 
 def _plain(name: str) -> str:

@@ -1,5 +1,6 @@
 """A label map as a DICOM Segmentation: each label a segment by name, and who made it with which weights."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,13 @@ ARTIFICIAL_INTELLIGENCE = Code("123109", "DCM", "Artificial Intelligence")
 SERIES_NUMBER = 300
 # Instances of other makers name attributes that highdicom copies; what they lack it may leave empty (type 2).
 _TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
+# What highdicom refuses to copy: empty, or like this.
+_CHECKS = {
+    "PatientSex": re.compile("[MFO]?"),
+    "PatientBirthDate": re.compile(r"(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?"),
+    "StudyDate": re.compile(r"(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?"),
+    "StudyTime": re.compile(r"(([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?)?"),
+}
 _MORE_TYPE_2 = ("StudyDate", "StudyTime", "ReferringPhysicianName")
 
 
@@ -68,8 +76,8 @@ def write_seg(
     for number, name in enumerate(names, 1):
         numbers[labels[name]] = number
     frames = np.ascontiguousarray(numbers[values].transpose(2, 1, 0))
-    sources = [_completed(headers[place]) for place in grid.order]
-    return hd.seg.Segmentation(
+    sources = [_completed(headers[place], grid) for place in grid.order]
+    written = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=frames,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -91,6 +99,9 @@ def write_seg(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
+    # Names of patients, annotators and labels in any script.
+    written.SpecificCharacterSet = "ISO_IR 192"
+    return written
 
 
 def _present(values: NDArray[np.uint8], labels: Mapping[str, int]) -> list[str]:
@@ -127,13 +138,17 @@ def _person(author: str) -> str:
     return f"{plain[:63] or 'unknown'}^"
 
 
-def _completed(header: Dataset) -> Dataset:
-    """With what has to be there but may be empty."""
-    lacking = [name for name in (*_TYPE_2, *_MORE_TYPE_2) if name not in header]
-    if not lacking:
-        return header
+def _completed(header: Dataset, grid: SeriesGrid) -> Dataset:
+    """With what has to be there, and without what is not as the standard has it: real series hold much."""
     whole = Dataset()
     whole.update(header)
-    for name in lacking:
-        setattr(whole, name, "" if name != "PatientName" else None)
+    for name in (*_TYPE_2, *_MORE_TYPE_2):
+        if name not in whole:
+            setattr(whole, name, None)
+    for name, fits in _CHECKS.items():
+        if not fits.fullmatch(str(whole.get(name) or "")):
+            setattr(whole, name, None)
+    if whole.get("LossyImageCompression") == "01" and "LossyImageCompressionMethod" not in whole:
+        del whole.LossyImageCompression
+    whole.SliceThickness = f"{float(np.linalg.norm(grid.affine[:3, 2])):.6g}"
     return whole

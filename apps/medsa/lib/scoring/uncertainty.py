@@ -8,7 +8,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from lib.errors import MedsaError
+from lib.errors import MedsaError, PacsError
 from lib.infers.serving import Served
 from lib.predictor import Predictor
 from lib.scoring.entropy import mean_entropy
@@ -49,7 +49,11 @@ class UncertaintyScoring(ScoringMethod):
         missing = table.missing(datastore.get_unlabeled_images(), served.base, served.adapter_version)
         skipped: dict[str, str] = {}
         for case in missing:
-            entry = self._score(served, case, datastore)
+            try:
+                entry = self._score(served, case, datastore)
+            except PacsError as error:
+                skipped[case] = str(error)  # another time it may be fetched
+                continue
             table.cases[case] = entry
             write_scores(path, table)
             if entry.error is not None:
@@ -59,6 +63,8 @@ class UncertaintyScoring(ScoringMethod):
     def _score(self, served: Served, case: str, datastore: Any) -> CaseScore:
         try:
             score = score_image(served.predictor, datastore.image_path(case), self._task.labels)
+        except PacsError:
+            raise
         except (MedsaError, OSError) as error:
             log.warning("case %s is not scored: %s", case, error)
             return CaseScore(None, served.base, served.adapter_version, str(error))

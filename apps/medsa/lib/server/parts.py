@@ -8,7 +8,7 @@ from typing import Any
 from lib.activelearning.leases import Leases
 from lib.bases import choose_base, encoder_precision, torch_device
 from lib.embeddings import DiskCache, EmbeddingCache
-from lib.errors import AdapterError, SettingsError
+from lib.errors import AdapterError
 from lib.infers.serving import OpenBase, ServingModel, View
 from lib.infers.volumes import VolumeCache
 from lib.infers.warming import Warmer
@@ -77,12 +77,8 @@ class Parts:
         return build_model(choice, list(self.settings.task.labels), precision)
 
 
-def build_parts(app_dir: Path, studies: str, conf: Mapping[str, str]) -> Parts:
-    """Raises SettingsError for a setting that does not fit, or for studies that are no folder."""
-    if studies.startswith(("http://", "https://")):
-        raise SettingsError(
-            "studies", studies, "a folder of NIfTI or NRRD files; DICOMweb is not supported yet"
-        )
+def build_parts(app_dir: Path, conf: Mapping[str, str]) -> Parts:
+    """Raises SettingsError for a setting that does not fit."""
     settings = load_settings(app_dir / "configs", conf)
     state = settings.serving.state or app_dir / "model" / settings.task.name
     releases, volumes = Releases(state), VolumeCache()

@@ -13,7 +13,7 @@ from typing import Any
 from lib.errors import NotFoundError
 from lib.scoring.scores import read_scores
 from lib.server.parts import Parts
-from lib.trainers.medsa_trainer import FINAL, labelled_cases
+from lib.trainers.medsa_trainer import FINAL
 from lib.training.cases import label_digest
 from lib.training.pending import pending_labels
 
@@ -47,9 +47,9 @@ class QueueView:
     def digests(self) -> dict[str, str]:
         """Case id -> label digest of all labels."""
         return {
-            case.case_id: digest
-            for case in labelled_cases(self._store)
-            if (digest := self._digest(case.label)) is not None
+            case_id: digest
+            for case_id in sorted(self._store.get_labeled_images())
+            if (digest := self._digest(Path(self._store.get_label_uri(case_id, FINAL)))) is not None
         }
 
     def labelled(self) -> int:

@@ -23,7 +23,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from starlette.exceptions import HTTPException
 
 from lib.datastore.labelvalues import RAW_SUFFIX
-from lib.errors import BusyError, ClientGoneError, InputError, MedsaError
+from lib.errors import BusyError, ClientGoneError, InputError, MedsaError, PacsError
 from lib.volume import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,9 @@ class MedsaRoute(APIRoute):
                 raise  # FastAPI answers these itself
             except BusyError as error:
                 return _answer(error.http_status, str(error), {"Retry-After": str(error.retry_after_s)})
+            except PacsError as error:
+                log.warning("%s %s: %s", request.method, self.path, error)
+                return _answer(error.http_status, str(error))
             except ClientGoneError as error:
                 log.info("%s %s: %s", request.method, self.path, error)
                 return _answer(error.http_status, str(error))

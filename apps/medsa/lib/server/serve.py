@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.activelearning.ranking import by_score
+from lib.errors import NotFoundError, PacsError, VolumeError
 from lib.files import remove_parts_of
 from lib.scoring.scores import read_scores
 from lib.server.loop import ATTEMPTS, Housekeeping
@@ -12,6 +13,7 @@ from lib.server.night import Night
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
 from lib.server.routes import add_routes
+from lib.server.store import watch
 from lib.trainers.children import announce_base, announce_server
 from lib.training.nightly import NightFile
 
@@ -40,6 +42,7 @@ def begin_serving(app: Any, parts: Parts) -> None:
         )
         housekeeping.night.schedule()
     add_routes(server, app, parts, housekeeping)
+    watch(app.datastore(), parts.settings.serving.pacs_seconds)
     housekeeping.start()
     if parts.settings.serving.warm and not parts.serving.cache.is_off:
         parts.warmer.start(partial(upcoming_images, parts, app.datastore()))
@@ -51,4 +54,12 @@ def upcoming_images(parts: Parts, store: Any) -> list[Path]:
     leases = parts.leases.table()
     leased = sorted(unlabelled & leases.keys(), key=lambda case: leases[case]["until"], reverse=True)
     ranked = by_score(unlabelled - leases.keys(), read_scores(parts.scores_file).values_by_case())
-    return [store.image_path(case) for case in (*leased, *ranked[:1])]
+    return [path for case in (*leased, *ranked[:1]) if (path := _image_of(store, case)) is not None]
+
+
+def _image_of(store: Any, case: str) -> Path | None:
+    """None for one that turns out to be no volume, and while the PACS is away."""
+    try:
+        return Path(store.image_path(case))
+    except (VolumeError, PacsError, NotFoundError):
+        return None

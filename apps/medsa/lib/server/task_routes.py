@@ -11,6 +11,7 @@ from lib.server.child_trainings import stop_training
 from lib.server.loop import Housekeeping, status
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, author
+from lib.server.store import pacs_status
 from lib.training.choice import MIN_GROUPS
 from lib.training.request import RunRequest
 
@@ -41,9 +42,8 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
 
     @router.get("/medsa/status", tags=["medsa"], summary="Base, adapter version, queue and last training")
     def medsa_status(user: AnyUser) -> Any:
-        return (
-            describe_base(parts.serving) | status(parts, housekeeping) | {"warming": parts.warmer.progress()}
-        )
+        about = describe_base(parts.serving) | status(parts, housekeeping)
+        return about | {"warming": parts.warmer.progress(), "pacs": pacs_status(app.datastore())}
 
     return router
 
