@@ -450,6 +450,37 @@ def test_where_cases_are_left_out_a_full_run_has_its_minutes_for_all_that_it_tra
     assert (record.method, record.steps) == ("leave one out", 6)
 
 
+def test_one_that_goes_on_from_what_serves_shares_its_time_with_the_folds_and_moves_less(
+    go, many_cases, unseen, write_case, scripted, monkeypatch
+):
+    """The first one takes twice its time, from nothing."""
+    seen, plain = [], teaching.train
+
+    def spied(model, prepared, options, **named):
+        seen.append((options.seconds, options.learning_rate))
+        return plain(model, prepared, options, **named)
+
+    monkeypatch.setattr(teaching, "train", spied)
+    used = settings(steps=4, validation_fraction=1e-9, learning_rate=0.01, refining_share=0.5)
+    scripted(*[0.5, *[0.6] * 4])
+    first = go([write_case(case) for case in many_cases], used)
+    assert (first.decision, first.method) == ("published", "leave one out")
+    assert seen == [(4.0, 0.01), (2.0, 0.01), (2.0, 0.01)]
+    seen.clear()
+    scripted(*[0.6, *[0.7] * 4])
+    renamed = [
+        replace(case, case_id=f"new{number}") for number, case in enumerate([*unseen, *many_cases[:3]])
+    ]
+    second = go([write_case(case) for case in [*many_cases, *renamed]], used)
+    assert (second.champion, second.method) == (1, "leave one out")
+    assert seen == [(2.0, 0.005), (1.0, 0.005), (1.0, 0.005)]
+    seen.clear()
+    scripted(*[0.7, *[0.8] * 4])
+    fresh = [replace(case, case_id=f"more{number}") for number, case in enumerate(many_cases[:3])]
+    go([write_case(case) for case in fresh], used, request=RunRequest("full", "person", "base"))
+    assert seen[0] == (2.0, 0.01), "from the base"
+
+
 def test_a_version_changed_during_the_run_fails_and_leaves_the_labels_pending(go, files, releases, scripted):
     scripted(0.5, 0.6)
 

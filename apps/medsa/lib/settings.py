@@ -216,7 +216,8 @@ class TrainingSettings(_Settings):
     by fewer when none was saved for `train_idle_minutes` (0: never). `gate_margin` and `gate_confidence` are those of
     the gate's test of non-inferiority. `new_share` is how often a new case is drawn, `recorded_share` how often the
     prompts that an annotator gave are taken instead of simulated ones, where there are any. `small_share` is the part
-    of the time in which images have half the size. On a CPU a training uses at most `train_threads` cores.
+    of the time in which images have half the size. A training that goes on from what serves has `refining_share` of
+    the learning rate. On a CPU a training uses at most `train_threads` cores.
     """
 
     auto_train: bool = True
@@ -227,6 +228,7 @@ class TrainingSettings(_Settings):
     train_threads: PositiveInt | None = None
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     learning_rate: float = Field(default=1e-2, gt=0)
+    refining_share: float = Field(default=0.3, gt=0, le=1)
     small_share: float = Field(default=0.7, ge=0, le=1)
     batch_slices: PositiveInt = 8
     prompts_per_slice: PositiveInt = 4

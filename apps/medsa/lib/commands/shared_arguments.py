@@ -54,4 +54,4 @@ def parts_of(arguments: argparse.Namespace, app_dir: Path) -> Parts:
     for key in ("task", "state"):
         if (value := getattr(arguments, key)) is not None:
             conf[key] = value
-    return build_parts(app_dir, "", conf)
+    return build_parts(app_dir, conf)

@@ -239,9 +239,10 @@ class _Run:
         checkpoint.remove()
 
     def _teacher(self, choice: Choice) -> Teacher:
-        # A full run has its minutes for all that it trains; an incremental one with few labels takes twice as long.
-        share = HALF if choice.folds and self.here.request.kind == "full" else 1.0
-        return Teacher(self.here, self.releases.champion(), self._new_cases(), self._on_progress, share)
+        # A run has its minutes for all that it trains; only the first one, from nothing, takes twice as long.
+        champion = self.releases.champion()
+        shares = bool(choice.folds) and (self.here.request.kind == "full" or champion is not None)
+        return Teacher(self.here, champion, self._new_cases(), self._on_progress, HALF if shares else 1.0)
 
     def _lessons(self, choice: Choice) -> str:
         """Names what is trained on: the cases and their labels as they are now."""

@@ -131,9 +131,11 @@ class Teacher:
     def options(self) -> TrainOptions:
         """As the settings and the request say."""
         training, minutes = self.here.settings.training, self.here.request.minutes
+        # Weights that are good already are moved less: at the full rate they lose about what they gain.
+        rate = 1.0 if self.champion is None or self.starts_fresh else training.refining_share
         return TrainOptions(
             seconds=60.0 * self.share * (training.train_minutes if minutes is None else minutes),
-            learning_rate=training.learning_rate,
+            learning_rate=rate * training.learning_rate,
             batch_slices=training.batch_slices,
             prompts_per_slice=training.prompts_per_slice,
             seed=training.seed,
