@@ -9,7 +9,7 @@ from lib.dicom.image import load_series, read_headers
 from lib.dicom.pacs import Pacs, _entry
 from lib.dicom.seg_reader import read_segments, referenced_series
 from lib.dicom.seg_writer import SegOrigin, write_seg
-from lib.errors import NotFoundError, PacsError, PacsUnreachableError
+from lib.errors import PacsError, PacsUnreachableError
 
 pytestmark = pytest.mark.server
 ORIGIN = SegOrigin("ann", "vit_t", "adapter 3", "1.2.3.4", "1.2.3.5")
@@ -22,7 +22,6 @@ def test_series_are_found_fetched_and_labelled(orthanc, make_series, tmp_path, u
     (entry,) = pacs.find(["MR", "CT"])
     assert (entry.modality, entry.description, entry.instances) == ("CT", "oblique", len(files))
     assert pacs.find(["SEG"]) == []
-    assert pacs.find_series(entry.series) == entry
     fetched = pacs.fetch(entry, tmp_path / "got")
     assert len(fetched) == len(files)
     found, grid = load_series(fetched)
@@ -40,11 +39,6 @@ def test_series_are_found_fetched_and_labelled(orthanc, make_series, tmp_path, u
     assert np.array_equal(
         read_segments(pydicom.dcmread(stored), series_grid(read_headers(files))).numbers, values
     )
-
-
-def test_a_series_that_is_not_there_is_named(orthanc):
-    with pytest.raises(NotFoundError, match=r"series: '1\.2\.9' is not accepted"):
-        Pacs(orthanc.url).find_series("1.2.9")
 
 
 def test_one_that_is_down_is_said_to_be_and_is_back_later(orthanc, make_series, upload):

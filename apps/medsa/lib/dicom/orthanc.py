@@ -98,7 +98,6 @@ class Orthanc:
             "IndexDirectory": data,
             "Plugins": [str(PLUGIN)],
             "HttpPort": self.port,
-            "HttpsCACertificates": "",
             "DicomServerEnabled": False,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": self.login is not None,

@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from requests.adapters import HTTPAdapter
 
-from lib.errors import NotFoundError, PacsError, PacsUnreachableError
+from lib.errors import PacsError, PacsUnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +73,6 @@ class Pacs:
                 if entry is not None and entry.modality == modality:
                     found[entry.series] = entry
         return list(found.values())
-
-    def find_series(self, series: str) -> SeriesEntry:
-        """One series; raises NotFoundError where the PACS has none of that name."""
-        with self._translated("searching a series"):
-            answers = self._client.search_for_series(
-                search_filters={"SeriesInstanceUID": series}, fields=FIELDS
-            )
-        # A PACS may match more than was asked for.
-        entries = [entry for entry in map(_entry, answers) if entry is not None and entry.series == series]
-        if not entries:
-            raise NotFoundError("series", series, "one that the PACS has")
-        return entries[0]
 
     def headers(self, entry: SeriesEntry) -> list[Dataset]:
         """What the instances of a series say but for their pixels."""

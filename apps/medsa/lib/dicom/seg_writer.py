@@ -20,8 +20,18 @@ SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
 ARTIFICIAL_INTELLIGENCE = Code("123109", "DCM", "Artificial Intelligence")
 SERIES_NUMBER = 300
-# Instances of other makers name attributes that highdicom copies; what they lack it may leave empty (type 2).
-_TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
+# Attributes that highdicom copies from the image; what that lacks may be empty (type 2).
+_TYPE_2 = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
 # What highdicom refuses to copy: empty, or like this.
 _CHECKS = {
     "PatientSex": re.compile("[MFO]?"),
@@ -29,7 +39,6 @@ _CHECKS = {
     "StudyDate": re.compile(r"(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?"),
     "StudyTime": re.compile(r"(([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?)?"),
 }
-_MORE_TYPE_2 = ("StudyDate", "StudyTime", "ReferringPhysicianName")
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,9 @@ class LabelCode:
 
 @dataclass(frozen=True)
 class SegOrigin:
-    """Who made a label: `author`, with the weights `algorithm` (base) and `version` (adapter), told apart by `series`.
+    """Who made a label: `author`, with the weights `algorithm` (base) and `version` (adapter).
 
-    `drawn` says that a person made or corrected it, rather than took over what the algorithm answered.
+    `series` and `instance` are the identifiers of the segmentation.
     """
 
     author: str
@@ -142,7 +151,7 @@ def _completed(header: Dataset, grid: SeriesGrid) -> Dataset:
     """With what has to be there, and without what is not as the standard has it: real series hold much."""
     whole = Dataset()
     whole.update(header)
-    for name in (*_TYPE_2, *_MORE_TYPE_2):
+    for name in _TYPE_2:
         if name not in whole:
             setattr(whole, name, None)
     for name, fits in _CHECKS.items():
