@@ -81,8 +81,8 @@ def run_training(
     `build_model()` gives the base with fresh adapters and the base file's SHA-256. `should_stop` ends the run
     early, publishing nothing. `track` is `lib.training.tracking.run` or nothing. Of several workers (`world`)
     the first one does it all, and the others, whose record says "followed", train along. Raises
-    AlreadyTrainingError when another run holds the lock, TrainingError when there is no label, or fewer than two usable
-    cases; whatever is raised after the lock was taken is recorded as a failed run.
+    AlreadyTrainingError when another run holds the lock, TrainingError when there is no label, or too few patients or
+    cases to publish from; whatever is raised after the lock was taken is recorded as a failed run.
     """
     here = Circumstances(
         state, settings, build_model, request, device, code_version, clock, now, should_stop, world, track
