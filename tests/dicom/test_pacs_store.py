@@ -30,6 +30,21 @@ def opened(orthanc, tmp_path):
     return store
 
 
+@pytest.fixture
+def one_image(orthanc, make_series, opened, upload):
+    """one_image(geometry) -> a datastore that lists one series, its id, and its files."""
+
+    def ready(geometry="axial"):
+        _, files = make_series(geometry)
+        upload(orthanc, files)
+        store = opened()
+        look(store)
+        (image,) = store.list_images()
+        return store, image, files
+
+    return ready
+
+
 def look(store):
     """Twice: a series is offered when two looks have found it alike."""
     store.look()
@@ -82,12 +97,9 @@ def test_an_image_is_what_the_series_holds(orthanc, make_series, geometry, opene
 
 @pytest.mark.parametrize("names", SUBSETS, ids="-".join)
 def test_a_label_comes_back_from_a_cold_cache_voxel_for_voxel(
-    orthanc, make_series, geometry, opened, names, tmp_path, upload, segmentations
+    orthanc, geometry, opened, names, tmp_path, segmentations, one_image
 ):
-    upload(orthanc, make_series(geometry)[1])
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+    store, image, _ = one_image(geometry)
     values = mask_of(names, load_volume(store.image_path(image)).shape_ijk)
     submit(store, image, values, tmp_path)
     assert store.get_unlabeled_images() == []
@@ -104,13 +116,8 @@ def test_a_label_comes_back_from_a_cold_cache_voxel_for_voxel(
     assert len(segmentations(orthanc)) == 1, "what came from the PACS is not sent there again"
 
 
-def test_a_label_is_resubmitted_as_another_and_the_newest_counts(
-    orthanc, make_series, opened, tmp_path, upload, segmentations
-):
-    upload(orthanc, make_series()[1])
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+def test_a_label_is_resubmitted_as_another_and_the_newest_counts(orthanc, tmp_path, segmentations, one_image):
+    store, image, _ = one_image()
     shape = load_volume(store.image_path(image)).shape_ijk
     first, second = mask_of(("liver",), shape, 1), mask_of(("liver", "spleen"), shape, 2)
     submit(store, image, first, tmp_path)
@@ -121,12 +128,9 @@ def test_a_label_is_resubmitted_as_another_and_the_newest_counts(
     assert len(store.history.versions(image)) == 2, "its own segmentations are no news to it"
 
 
-def test_names_and_not_places_say_what_is_what(orthanc, make_series, opened, tmp_path, upload):
+def test_names_and_not_places_say_what_is_what(opened, tmp_path, one_image):
     """OHIF numbers its segments by the alphabet."""
-    upload(orthanc, make_series()[1])
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+    store, image, _ = one_image()
     shape = load_volume(store.image_path(image)).shape_ijk
     sent = np.where(mask_of(("liver",), shape) > 0, 3, 0).astype(np.uint8)
     submit(store, image, sent, tmp_path, {"kidney": 1, "liver": 2, "spleen": 3})
@@ -137,12 +141,9 @@ def test_names_and_not_places_say_what_is_what(orthanc, make_series, opened, tmp
 
 
 def test_while_the_pacs_is_down_a_label_is_kept_and_sent_when_it_is_back(
-    orthanc, make_series, opened, tmp_path, upload, segmentations
+    orthanc, opened, tmp_path, segmentations, one_image
 ):
-    upload(orthanc, make_series()[1])
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+    store, image, _ = one_image()
     values = mask_of(("liver",), load_volume(store.image_path(image)).shape_ijk)
     orthanc.stop()
     submit(store, image, values, tmp_path)
@@ -177,12 +178,8 @@ def stored_by_others(orthanc, store, files, values, series="1.9.1", change=lambd
     Pacs(orthanc.url).store(seg)
 
 
-def test_what_another_viewer_stores_becomes_a_label(orthanc, make_series, opened, geometry, tmp_path, upload):
-    _, files = make_series(geometry)
-    upload(orthanc, files)
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+def test_what_another_viewer_stores_becomes_a_label(orthanc, geometry, tmp_path, one_image):
+    store, image, files = one_image(geometry)
     values = mask_of(("liver", "kidney"), load_volume(store.image_path(image)).shape_ijk)
     submit(store, image, mask_of(("spleen",), values.shape), tmp_path)
     time.sleep(1.1)  # times of labels are in seconds
@@ -201,12 +198,8 @@ def test_what_another_viewer_stores_becomes_a_label(orthanc, make_series, opened
     assert len(store.history.versions(image)) == 2
 
 
-def test_what_fits_no_label_is_reported_and_not_guessed(orthanc, make_series, opened, upload):
-    _, files = make_series()
-    upload(orthanc, files)
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+def test_what_fits_no_label_is_reported_and_not_guessed(orthanc, one_image):
+    store, image, files = one_image()
     values = mask_of(("liver",), load_volume(store.image_path(image)).shape_ijk)
 
     def tumour(seg):
@@ -240,11 +233,8 @@ def test_a_series_that_is_no_volume_is_not_offered_again(orthanc, make_series, o
         store.image_path(broken)
 
 
-def test_images_are_the_pacs_own(orthanc, make_series, opened, upload):
-    upload(orthanc, make_series()[1])
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+def test_images_are_the_pacs_own(one_image):
+    store, image, _ = one_image()
     with pytest.raises(InputError, match="a series that is sent to the PACS"):
         store.add_image("new", "new.nii.gz", {})
     with pytest.raises(InputError, match="removed in the PACS"):
@@ -253,13 +243,8 @@ def test_images_are_the_pacs_own(orthanc, make_series, opened, upload):
         store.image_path("1.2.3")
 
 
-def test_an_empty_mask_is_kept_and_named_as_what_cannot_be_sent(
-    orthanc, make_series, opened, tmp_path, upload, segmentations
-):
-    upload(orthanc, make_series()[1])
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+def test_an_empty_mask_is_kept_and_named_as_what_cannot_be_sent(orthanc, tmp_path, segmentations, one_image):
+    store, image, _ = one_image()
     submit(store, image, np.zeros(load_volume(store.image_path(image)).shape_ijk, np.uint8), tmp_path)
     assert store.pacs_status()["waiting_labels"] == []
     (reason,) = store.pacs_status()["refused_labels"].values()
@@ -279,14 +264,10 @@ def test_a_cache_that_is_deleted_while_it_is_used_is_filled_again(orthanc, make_
 
 
 def test_a_label_saved_since_the_last_look_is_not_replaced_by_what_that_look_had_not_seen(
-    orthanc, make_series, opened, tmp_path, upload
+    orthanc, tmp_path, one_image
 ):
     """Somebody stored a segmentation, then the annotator submitted, then it was looked."""
-    _, files = make_series()
-    upload(orthanc, files)
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+    store, image, files = one_image()
     shape = load_volume(store.image_path(image)).shape_ijk
     theirs, ours = mask_of(("liver",), shape, 1), mask_of(("kidney",), shape, 2)
     store.watched = True  # the submit does not look by itself
@@ -353,12 +334,9 @@ def test_of_several_segmentations_in_one_series_each_goes_to_its_own_image(
 
 
 def test_what_a_kill_kept_from_being_sent_is_sent_by_the_next_server(
-    orthanc, make_series, opened, tmp_path, upload, segmentations, monkeypatch
+    orthanc, opened, tmp_path, segmentations, monkeypatch, one_image
 ):
-    upload(orthanc, make_series()[1])
-    store = opened()
-    look(store)
-    (image,) = store.list_images()
+    store, image, _ = one_image()
     monkeypatch.setattr(store.outbox, "put", lambda parcel: None)
     submit(store, image, mask_of(("liver",), load_volume(store.image_path(image)).shape_ijk), tmp_path)
     assert segmentations(orthanc) == []
