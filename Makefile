@@ -11,8 +11,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # glibc keeps what is freed for the next click, in two arenas at the most: encoding a slice took 58 instead of 81 ms.
 KEEP_FREED := MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824
 
-DEMO := $(MEDSA_CACHE)/demo
-STUDIES ?= $(DEMO)/studies
+# A DICOMweb address or a folder of images; empty: Orthanc is started here, with made series
+STUDIES ?=
+# A folder of DICOM files for that Orthanc
+DEMO ?=
 TASK ?= demo
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -27,15 +29,9 @@ help:  ## What can be made
 install:  ## The environment, in the cache folder, linked as .venv
 	@scripts/install.sh
 
-serve: install  ## The server: STUDIES=DIR TASK=NAME HOST=ADDRESS PORT=N CONF="--conf KEY VALUE ..."
-	@if [ "$(STUDIES)" = "$(DEMO)/studies" ] && [ ! -d "$(STUDIES)" ]; then \
-	    .venv/bin/python apps/medsa/cli.py demo --out "$(DEMO)"; fi
-	@echo "medsa: serving $(STUDIES) as task $(TASK) at http://$(HOST):$(PORT)/ (stop with Ctrl-C)"
-	@echo "medsa: 3D Slicer: extension MONAILabel, module 'MONAI Label', put http://$(HOST):$(PORT) in the server field, press refresh"
-	@if [ "$(STUDIES)" = "$(DEMO)/studies" ]; then \
-	    echo "medsa: simulated annotator: .venv/bin/python apps/medsa/cli.py simulate --server http://$(HOST):$(PORT) --truth $(DEMO)/truth"; fi
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(KEEP_FREED) exec .venv/bin/monailabel start_server --app apps/medsa \
-	    --studies "$(STUDIES)" --host "$(HOST)" --port "$(PORT)" --conf task "$(TASK)" $(CONF)
+serve: install  ## PACS, server and OHIF: STUDIES=ADDRESS|DIR DEMO=DIR TASK=NAME HOST=ADDRESS PORT=N CONF="--conf KEY VALUE ..."
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(KEEP_FREED) exec .venv/bin/python apps/medsa/cli.py serve --data "$(MEDSA_CACHE)" \
+	    --studies "$(STUDIES)" $(if $(DEMO),--demo "$(DEMO)") --task "$(TASK)" --host "$(HOST)" --port "$(PORT)" $(CONF)
 
 test: install  ## The tests that need neither a server nor real data
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not server and not data and not large"

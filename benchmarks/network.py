@@ -73,7 +73,7 @@ SAME_RESULT = 1e-4  # largest difference, relative to the largest value, in floa
 CHILD_MEMORY_SHARE = 0.9  # of what is available: a child fails by itself instead of having something killed
 NO_BAR = "-"
 UNTRAINED = "before training"
-COMPARISONS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
+COMPARISONS = {">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt, "=": operator.eq}
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,12 @@ def made_volume(geometry: str, shape: tuple[int, int, int] = SERIES_SHAPE) -> Vo
     return Volume(array.astype(np.int16), _LPS_TO_RAS @ lps)
 
 
+@pytest.fixture(scope="session")
+def geometries() -> dict[str, tuple[np.ndarray, bool]]:
+    """Name -> directions of row, column and normal (LPS), and whether instances are numbered downwards."""
+    return GEOMETRIES
+
+
 @pytest.fixture(params=GEOMETRIES)
 def geometry(request: pytest.FixtureRequest) -> str:
     return str(request.param)

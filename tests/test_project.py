@@ -87,10 +87,13 @@ def make(*arguments: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def test_serve_passes_folder_task_and_address_on() -> None:
-    recipe = make("serve", "STUDIES=/data/mine", "TASK=object", "PORT=8123", "CONF=--conf base vit_b")
-    for part in ('--studies "/data/mine"', '--port "8123"', '--conf task "object"', "--conf base vit_b"):
+def test_serve_passes_studies_task_and_address_on() -> None:
+    given = ("STUDIES=/data/mine", "DEMO=/data/dicom", "TASK=object", "PORT=8123", "CONF=--conf base vit_b")
+    recipe = make("serve", *given)
+    wanted = ('--studies "/data/mine"', '--demo "/data/dicom"', '--task "object"', '--port "8123"')
+    for part in (*wanted, "--conf base vit_b"):
         assert part in recipe
+    assert "--demo" not in make("serve")
 
 
 def test_the_two_test_targets_leave_no_test_out() -> None:

@@ -13,6 +13,7 @@ from lib.errors import MedsaError
 
 APP_DIR = Path(__file__).resolve().parent
 COMMANDS = {
+    "serve": "start all that annotating needs: a PACS with demo series, and the server",
     "demo": "write demo studies and their true labels",
     "simulate": "annotate at a running server, as a person would",
     "train": "train on the labels of a studies folder, without a server",

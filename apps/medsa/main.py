@@ -40,7 +40,8 @@ class MedsaApp(MONAILabelApp):
             name=f"medsa - {task.name}",
             description=task.description,
             version=VERSION,
-            labels=dict(task.labels),
+            # A list: OHIF's panel appends to it, and ends with an error where it is a table of names and values.
+            labels=sorted(task.labels, key=lambda name: task.labels[name]),
         )
         self._auto_update_scoring = False  # the housekeeping decides when to score
 

@@ -40,7 +40,7 @@ def nrrd_of(answer: httpx.Response) -> tuple[np.ndarray, dict[str, Any]]:
 
 def test_info_has_what_viewers_read(server: Any) -> None:
     info = server.get("/info/").json()
-    assert info["labels"] == {"object": 1}
+    assert info["labels"] == ["object"]
     shown = {name: (model["type"], model["dimension"]) for name, model in info["models"].items()}
     assert shown == {
         "medsa": ("deepgrow", 3),

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
-from lib.commands.demo import write_demo
+from lib.commands.demo import write_demo, write_demo_series
 from lib.commands.phantom import LABELS, make_phantom
 from lib.commands.truth import find_cases
+from lib.dicom.image import load_series
 from lib.errors import InputError
 from lib.volume import load_label, load_volume
 
@@ -36,3 +38,22 @@ def test_no_case_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cases: 0"):
         write_demo(tmp_path / "demo", cases=0, seed=0)
     assert not (tmp_path / "demo").exists()
+
+
+def test_series_and_labels_fit_and_keep_their_names(tmp_path: Path) -> None:
+    assert write_demo_series(tmp_path / "one", cases=4, seed=5)
+    folders = sorted((tmp_path / "one" / "dicom").iterdir())
+    truth = find_cases(tmp_path / "one" / "truth")
+    assert len(folders) == len(truth) == 4
+    for number, folder in enumerate(folders):
+        files = sorted(folder.iterdir())
+        volume, _ = load_series(files)
+        series = str(pydicom.dcmread(files[0]).SeriesInstanceUID)
+        label = load_label(truth[series], volume, LABELS)
+        made = make_phantom(np.random.default_rng((5, number)))
+        for value in LABELS.values():
+            # The same voxels, whichever way the slices run: as many, and as bright.
+            before, after = made.image.array[made.label == value], volume.array[label == value]
+            assert np.array_equal(np.sort(before), np.sort(after))
+    write_demo_series(tmp_path / "two", cases=4, seed=5)
+    assert list(find_cases(tmp_path / "two" / "truth")) == list(truth)

@@ -1,5 +1,7 @@
 """Viewers number their segments as they like; what is stored are the task's values."""
 
+import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,17 @@ def voxels() -> np.ndarray:
 
 def stored(voxels: np.ndarray, image: Volume, folder: Path, suffix: str) -> Path:
     path = folder / f"label{suffix}"
+    raw = voxels.tobytes(order="F")
     if suffix == ".bin":
-        path.write_bytes(voxels.tobytes(order="F"))
+        path.write_bytes(raw)
+    elif suffix == ".bin.gz":
+        path.write_bytes(gzip.compress(raw))
     else:
         save_mask(voxels, image, path)
     return path
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".bin"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".bin", ".bin.gz"])
 def test_maps_by_name_not_by_position(image: Volume, voxels: np.ndarray, tmp_path: Path, suffix: str) -> None:
     sent = [{"name": "kidney", "idx": 1}, {"name": "liver", "idx": 2}, {"name": "spleen", "idx": 3}]
     found = read_label(stored(voxels, image, tmp_path, suffix), image, LABELS, sent)
@@ -86,7 +91,7 @@ def test_raw_voxels_are_one_for_each_voxel_of_a_colour_image(
     found = read_label(stored(voxels, image, tmp_path, ".bin"), colour, LABELS)
     assert np.array_equal(found, voxels)
     (tmp_path / "label.bin").write_bytes(bytes(72))
-    with pytest.raises(LabelError, match="72 bytes were sent; shape \\(4, 3, 2\\) needs 24"):
+    with pytest.raises(LabelError, match="more was sent; shape \\(4, 3, 2\\) needs 24"):
         read_label(tmp_path / "label.bin", colour, LABELS)
 
 
@@ -94,6 +99,27 @@ def test_raw_voxels_of_another_size_are_refused(image: Volume, tmp_path: Path) -
     (tmp_path / "label.bin").write_bytes(bytes(23))
     with pytest.raises(LabelError, match="23 bytes were sent; shape \\(4, 3, 2\\) needs 24"):
         read_label(tmp_path / "label.bin", image, LABELS)
+
+
+def test_what_unpacks_to_more_than_the_image_is_refused_before_it_is_unpacked(
+    image: Volume, tmp_path: Path
+) -> None:
+    path = tmp_path / "label.bin.gz"
+    path.write_bytes(gzip.compress(bytes(1 << 26)))
+    tracemalloc.start()
+    with pytest.raises(LabelError, match="more was sent; shape \\(4, 3, 2\\) needs 24"):
+        read_label(path, image, LABELS)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [b"no gzip at all", gzip.compress(bytes(24), mtime=0)[:-9], b""], ids=["other", "cut", "empty"]
+)
+def test_raw_voxels_that_do_not_unpack_are_refused(image: Volume, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "label.bin.gz").write_bytes(content)
+    with pytest.raises(LabelError, match=r"damaged|0 bytes were sent"):
+        read_label(tmp_path / "label.bin.gz", image, LABELS)
 
 
 @pytest.mark.parametrize(

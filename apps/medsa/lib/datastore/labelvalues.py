@@ -4,7 +4,9 @@
 has; OHIF does the same with numbers of its own. So values are mapped by name, never by position.
 """
 
+import gzip
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,20 +16,21 @@ from lib.errors import InputError, LabelError
 from lib.volume import Volume, load_label
 
 BACKGROUND = "background"  # the segment that 3D Slicer keeps for negative clicks
-RAW_SUFFIX = ".bin"
+RAW_SUFFIXES = (".bin", ".bin.gz")
 
 
 def read_label(path: Path, image: Volume, labels: Mapping[str, int], label_info: object = None) -> np.ndarray:
     """The label in `path` as uint8 (i, j, k) on the grid of `image`, with the values of `labels`.
 
-    `path` is NIfTI, NRRD, or `.bin`: uint8 voxels of the image's grid, i fastest. `label_info`, a list of
+    `path` is NIfTI, NRRD, or `.bin`, also gzipped: uint8 voxels of the image's grid, i fastest. `label_info`, a list of
     {"name", "idx"}, names the values found in the file; without it they have to be those of `labels`.
     Raises LabelError when the grid differs or a value has no name or a name the task does not know;
     InputError for a malformed `label_info`.
     """
     names = parse_label_info(label_info)
     values = {name: index for index, name in names.items()} or dict(labels)
-    found = _read_raw(path, image, values) if path.suffix == RAW_SUFFIX else load_label(path, image, values)
+    raw = path.name.endswith(RAW_SUFFIXES)
+    found = _read_raw(path, image, values) if raw else load_label(path, image, values)
     return _renumber(found, names, labels) if names else found
 
 
@@ -56,14 +59,24 @@ def _name_and_index(entry: object) -> tuple[str | None, int | None]:
 
 
 def _read_raw(path: Path, image: Volume, values: Mapping[str, int]) -> np.ndarray:
-    flat = np.fromfile(path, dtype=np.uint8)
     shape, needed = image.shape_ijk, math.prod(image.shape_ijk)
+    flat = np.frombuffer(_raw_bytes(path, needed + 1), dtype=np.uint8)
     if flat.size != needed:
-        raise LabelError(f"label: {flat.size} bytes were sent; shape {shape} needs {needed}")
+        sent = f"{flat.size} bytes were" if flat.size < needed else "more was"
+        raise LabelError(f"label: {sent} sent; shape {shape} needs {needed} bytes")
     unknown = sorted(set(np.unique(flat).tolist()) - {0, *values.values()})
     if unknown:
         raise LabelError(f"label: value {unknown[0]} is not in the label set {dict(values)}")
     return flat.reshape(shape, order="F")
+
+
+def _raw_bytes(path: Path, limit: int) -> bytes:
+    """At most `limit` bytes of the file, unpacked if need be: what is small may unpack to any size."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            return stream.read(limit)
+    except (OSError, EOFError, zlib.error) as error:
+        raise LabelError(f"label: the file is damaged ({type(error).__name__}); allowed: gzip") from error
 
 
 def _renumber(found: np.ndarray, names: Mapping[int, str], labels: Mapping[str, int]) -> np.ndarray:

@@ -131,10 +131,17 @@ class MedsaDatastore(LocalDatastore):
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any] | None
     ) -> str:
+        """As `save_version`; returns the label's id, as MONAI Label wants it."""
+        self.save_version(image_id, label_filename, label_tag, label_info)
+        return image_id
+
+    def save_version(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: Mapping[str, Any] | None
+    ) -> int:
         """Checks the label against its image, keeps it as a new version and makes it the current one.
 
-        `label_info["label_info"]` names the values in the file. Raises NotFoundError, InputError,
-        VolumeError or LabelError, and then nothing is stored.
+        Returns the version's number. `label_info["label_info"]` names the values in the file. Raises NotFoundError,
+        InputError, VolumeError or LabelError, and then nothing is stored.
         """
         tag, info = check_tag(label_tag), dict(label_info or {})
         image = load_volume(self.image_path(image_id))
@@ -142,10 +149,9 @@ class MedsaDatastore(LocalDatastore):
         staged = self.history.stage(image_id, LABEL_SUFFIX)
         try:
             save_mask(values, image, staged)
-            self._make_current(image_id, tag, staged, info)
+            return self._make_current(image_id, tag, staged, info)
         finally:
             staged.unlink(missing_ok=True)  # still there only when something failed
-        return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Removes the current label; the history keeps it. Raises NotFoundError where there is none."""
@@ -182,7 +188,7 @@ class MedsaDatastore(LocalDatastore):
                 return recorded_prompts(record) if record.get("image_digest", image) == image else {}
         return {}
 
-    def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> None:
+    def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> int:
         arrived = ARRIVED in info
         prompts = {} if arrived else self.last_prompts.of(image_id)
         image = _file_digest(self.image_path(image_id))
@@ -215,6 +221,7 @@ class MedsaDatastore(LocalDatastore):
             view.unlink(missing_ok=True)
         if tag == FINAL and not arrived:
             self.last_prompts.clear(image_id, prompts)
+        return version
 
     def _on_version(self, image_id: str, record: Mapping[str, Any]) -> None:
         """Told of every version that becomes the current label, while the locks are held."""

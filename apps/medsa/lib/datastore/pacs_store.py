@@ -116,15 +116,36 @@ class PacsDatastore(MedsaDatastore):
         """Refused: images are the PACS's."""
         raise InputError("image", image_id, "none; a series is removed in the PACS")
 
-    def save_label(
-        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any] | None
-    ) -> str:
+    def save_version(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: Mapping[str, Any] | None
+    ) -> int:
         """As in a folder; a final label is sent to the PACS too, at once where it answers, else when it is back."""
         info = {key: value for key, value in (label_info or {}).items() if key != ARRIVED}
-        label_id = super().save_label(image_id, label_filename, label_tag, info)
+        version = super().save_version(image_id, label_filename, label_tag, info)
         if label_tag == FINAL:
             self._hand_over(image_id)
-        return label_id
+        return version
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is noted about the image, and what DICOM calls it: viewers open a case by its StudyInstanceUID."""
+        entry = self.series.entries().get(image_id)
+        names = (
+            {}
+            if entry is None
+            else {
+                "StudyInstanceUID": entry.study,
+                "SeriesInstanceUID": entry.series,
+                "Modality": entry.modality,
+                "SeriesDescription": entry.description,
+            }
+        )
+        return {**super().get_image_info(image_id), **names}
+
+    def delivery(self, image_id: str, version: int) -> str:
+        """What became of a label version: "stored" in the PACS, "waiting" until it answers, or why it never can be."""
+        if any((one.image, one.version) == (image_id, version) for one in self.outbox.waiting()):
+            return "waiting"
+        return self.outbox.refused().get(Parcel(image_id, version, "").name, "stored")
 
     def pacs_status(self) -> dict[str, Any]:
         """For GET /medsa/status: what waits, what was refused and why, and whether the PACS answers."""
@@ -209,7 +230,7 @@ class PacsDatastore(MedsaDatastore):
         if self._has_newer(image_id):
             self._keep_in_history(image_id, values, image, info)
         else:
-            super().save_label(image_id, str(path), FINAL, info)
+            super().save_version(image_id, str(path), FINAL, info)
 
     def _has_newer(self, image_id: str) -> bool:
         """Whether somebody saved a label here since the last look: what is found now may be older than that."""

@@ -16,7 +16,8 @@ from lib.errors import PacsError
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 ROOT = "/dicom-web/"
 PATIENCE_S = 120.0
-INSTALL = "apt-get install orthanc orthanc-dicomweb"
+PACKAGES = ("orthanc", "orthanc-dicomweb")
+INSTALL = f"apt-get install {' '.join(PACKAGES)}"
 
 
 class Orthanc:
@@ -54,8 +55,15 @@ class Orthanc:
         config.chmod(0o600)  # it holds the password
         with (self.folder / "orthanc.log").open("ab") as log:
             environment = {**os.environ, "LC_ALL": "C"}
+            # A session of its own, so that Ctrl-C lets those end first who use it; and yet it does not outlive a
+            # starter that is killed.
+            tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
             self._process = subprocess.Popen(
-                ["Orthanc", str(config)], stdout=log, stderr=log, env=environment
+                [*tied, "Orthanc", str(config)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
             )
         self._wait()
 

@@ -99,12 +99,16 @@ class Pacs:
 
     def store(self, dataset: Dataset) -> None:
         """Keeps one instance. Raises PacsError, too, where the PACS takes it and says that it did not."""
-        with self._translated("storing a segmentation"):
-            answer = self._client.store_instances([dataset])
+        self.store_all([dataset])
+
+    def store_all(self, datasets: Sequence[Dataset]) -> None:
+        """Keeps all these instances; raises PacsError where the PACS says that it did not keep each of them."""
+        with self._translated("storing"):
+            answer = self._client.store_instances(datasets)
         failed = answer.get("FailedSOPSequence")
         if failed:
             reason = failed[0].get("FailureReason", "unknown")
-            raise PacsError(f"the PACS did not store the segmentation: failure reason {reason}")
+            raise PacsError(f"the PACS did not store it: failure reason {reason}")
 
     def _fetch_into(self, entry: SeriesEntry, folder: Path) -> None:
         count = 0

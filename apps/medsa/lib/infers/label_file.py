@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.datastore.labelvalues import RAW_SUFFIX, parse_label_info, read_label
+from lib.datastore.labelvalues import RAW_SUFFIXES, parse_label_info, read_label
 from lib.errors import InputError, LabelError
 from lib.prompts.coordinates import Grid, parse_roi, parse_slice
 from lib.prompts.parse import Drawn, parse_label
@@ -52,7 +52,7 @@ def _parse_kind(value: Any) -> str:
 
 
 def _read_values(path: Path, volume: Volume) -> np.ndarray:
-    if path.suffix == RAW_SUFFIX:
+    if path.name.endswith(RAW_SUFFIXES):
         return read_label(path, volume, ANY_VALUE)
     values = load_on_grid(path, volume)
     with np.errstate(invalid="ignore"):  # what does not fit differs afterwards

@@ -7,6 +7,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from monailabel.endpoints import datastore as endpoint
 
 from lib.datastore.names import check_tag
+from lib.datastore.versions import saved_by_others, seen_version
 from lib.errors import NotFoundError
 from lib.server.routing import (
     Admin,
@@ -19,6 +20,7 @@ from lib.server.routing import (
     received,
     received_label,
 )
+from lib.server.store import delivery
 
 FINAL = "final"
 
@@ -89,11 +91,15 @@ def _add_label_routes(router: APIRouter, app: Any) -> None:
         info = json_object("params", params)
         tag = check_tag(tag or FINAL)
         store.image_path(image)
+        seen, own = seen_version(info), author(user, info, request)
         with received_label(label) as path:
-            label_id = store.save_label(image, str(path), tag, {**info, "user": author(user, info, request)})
+            version = store.save_version(image, str(path), tag, {**info, "user": own})
         if tag == FINAL:
-            app.on_save_label(image, label_id)
-        return {"image": image, "label": label_id}
+            app.on_save_label(image, image)
+        # MONAI Label's own two, and for those who ask further what became of it and who else was at it.
+        others = saved_by_others(store.history.versions(image), own, seen, version)
+        saved = {"version": version, "others": others, "pacs": delivery(store, image, version)}
+        return {"image": image, "label": image, **saved}
 
     @router.get("/label", summary="Download Label")
     def get_label(label: str, tag: str, user: AnyUser) -> Any:

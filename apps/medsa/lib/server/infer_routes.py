@@ -134,12 +134,23 @@ def _source(app: Any, asked: Asked, files: ExitStack) -> str | Path:
     return asked.image
 
 
+def _who_answered(result: dict[str, Any]) -> dict[str, str]:
+    """What the bare mask that OHIF gets says of the weights behind it: base, adapter version and seconds."""
+    params = result.get("params", {})
+    said = {
+        "medsa-base": params.get("base"),
+        "medsa-version": params.get("version"),
+        "medsa-seconds": params.get("seconds", {}).get("total"),
+    }
+    return {name: str(value) for name, value in said.items() if value is not None}
+
+
 def _response(app: Any, result: dict[str, Any], output: ResultType | None) -> Response:
     path = Path(result["file"])
     try:
         if output == ResultType.image:
             # Read here: sent from the file, it would go through the other routes' threads, 64 kB at a time.
-            headers = {"content-disposition": f'attachment; filename="{path.name}"'}
+            headers = {"content-disposition": f'attachment; filename="{path.name}"', **_who_answered(result)}
             return Response(path.read_bytes(), media_type=get_mime_type(str(path)), headers=headers)
         answer = send_response(app.datastore(), result, output, BackgroundTasks())
         return answer if isinstance(answer, Response) else JSONResponse(answer)

@@ -6,12 +6,15 @@ from typing import Any
 from fastapi import FastAPI
 
 from lib.server.body_limit import limit_bodies
+from lib.server.case_routes import case_router
 from lib.server.datastore_routes import datastore_router
 from lib.server.infer_routes import infer_router
 from lib.server.loop import Housekeeping
+from lib.server.ohif_routes import ohif_router
 from lib.server.page import page_state
 from lib.server.page_routes import page_router
 from lib.server.parts import Parts
+from lib.server.proxy_routes import proxy_router
 from lib.server.queue_view import QueueView
 from lib.server.release_routes import release_router
 from lib.server.session_routes import session_router
@@ -29,6 +32,9 @@ def add_routes(server: FastAPI, app: Any, parts: Parts, housekeeping: Housekeepi
         task_router(app, parts, housekeeping),
         release_router(parts.releases),
         page_router(parts.releases, parts.app_dir / "templates", shown),
+        case_router(app, dict(parts.settings.task.labels)),
+        ohif_router(parts.app_dir),
+        proxy_router(app.studies),
     )
     server.router.routes[0:0] = [route for router in routers for route in router.routes]
     limit_bodies(server, serving.max_body_mb)

@@ -22,7 +22,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from starlette.exceptions import HTTPException
 
-from lib.datastore.labelvalues import RAW_SUFFIX
+from lib.datastore.labelvalues import RAW_SUFFIXES
 from lib.errors import BusyError, ClientGoneError, InputError, MedsaError, PacsError
 from lib.volume import SUFFIXES
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
 Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
-LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", RAW_SUFFIX)
+LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", *RAW_SUFFIXES)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 

@@ -70,6 +70,11 @@ def look_once(store: Any) -> None:
             log.warning("PACS: %s; what is known of it counts", error)
 
 
+def delivery(store: Any, image: str, version: int) -> str | None:
+    """Whether the PACS has a label version: "stored", "waiting", or why it never can; None for a folder."""
+    return store.delivery(image, version) if isinstance(store, PacsDatastore) else None
+
+
 def pacs_status(store: Any) -> dict[str, Any] | None:
     """For GET /medsa/status; None for a folder."""
     return store.pacs_status() if isinstance(store, PacsDatastore) else None

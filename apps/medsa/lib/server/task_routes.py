@@ -9,9 +9,11 @@ from monailabel.endpoints import train as train_endpoint
 from lib.errors import InputError, NotFoundError, TrainingError
 from lib.server.child_trainings import stop_training
 from lib.server.loop import Housekeeping, status
+from lib.server.page import running_training
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, author
 from lib.server.store import pacs_status
+from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.choice import MIN_GROUPS
 from lib.training.request import RunRequest
 
@@ -43,6 +45,8 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
     @router.get("/medsa/status", tags=["medsa"], summary="Base, adapter version, queue and last training")
     def medsa_status(user: AnyUser) -> Any:
         about = describe_base(parts.serving) | status(parts, housekeeping)
+        running = running_training(MedsaTrainer(parts.train, parts.state).stats())
+        about["training_progress"] = running and {"percent": running.percent, "doing": running.doing}
         return about | {"warming": parts.warmer.progress(), "pacs": pacs_status(app.datastore())}
 
     return router

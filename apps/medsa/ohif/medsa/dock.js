@@ -1,0 +1,358 @@
+// The dock on top of the MONAI Label panel: what would be submitted, Submit label, Next sample, and how training goes.
+import { contents, imageIsLoaded, openSeries, packed, show, voxels } from './labels.js';
+import { chosenLabel, connect, isNextSample, isPrompt, noteRow, run } from './panel.js';
+import { currentLabel, info, nextCase, savedLabels, saveLabel, status } from './server.js';
+import { ignoreTraffic, watchTraffic } from './traffic.js';
+
+const POLL_MS = 3000;
+const PATIENCE_MS = 180_000;
+const COUNT_MS = 400; // counting 25 million voxels takes a tenth of a second: not with every dab of a brush
+const NAME_KEY = 'medsa-name';
+const CLIENT_KEY = 'medsa-client';
+const EVERY_CLICK_KEY = 'medsa-every-click';
+
+let dock = null; // the open dock, one a page
+
+/** Puts the dock into the panel, and has the panel connected. */
+export function openDock(services) {
+  closeDock();
+  dock = new Dock(services);
+  window.medsa = dock;
+}
+
+/** Takes it away. */
+export function closeDock() {
+  dock?.close();
+  dock = null;
+}
+
+class Dock {
+  constructor(services) {
+    this.services = services;
+    this.labels = {}; // name -> value, of the task
+    this.deepgrow = new Set(); // models that are not told which label is meant
+    this.image = null;
+    this.seen = 0; // newest version of this case that is known here
+    this.changed = false; // since it was opened or submitted
+    this.answers = 0;
+    this.asking = 0;
+    this.clicked = false; // while the model was busy
+    this.waiting = [];
+    this.ended = new AbortController();
+    this.view = view();
+    this.listen();
+    this.begin().catch(error => this.say(error.message, 'error'));
+  }
+
+  close() {
+    this.ended.abort();
+    ignoreTraffic();
+    this.view.root.remove();
+  }
+
+  listen() {
+    const { signal } = this.ended;
+    const { submit, next, load, everyClick, name } = this.view;
+    submit.addEventListener('click', () => this.guarded(() => this.submit()));
+    next.addEventListener('click', () => this.guarded(() => this.next()));
+    load.addEventListener('click', () => this.guarded(() => this.load()));
+    everyClick.addEventListener('change', () => localStorage.setItem(EVERY_CLICK_KEY, everyClick.checked));
+    name.addEventListener('change', () => localStorage.setItem(NAME_KEY, name.value.trim()));
+    document.addEventListener('click', noteRow, { signal, capture: true });
+    document.addEventListener('click', event => this.replaceNextSample(event), { signal, capture: true });
+    window.addEventListener('beforeunload', event => this.changed && event.preventDefault(), { signal });
+    watchTraffic({
+      add: model => ({ client_id: this.client(), ...(this.deepgrow.has(model) && chosenLabel() ? { label: chosenLabel() } : {}) }),
+      started: () => this.asking++,
+      answered: answer => this.answered(answer),
+    });
+    // The panel is drawn, and drawn anew, by React: the dock is put back wherever that leaves it out.
+    const place = new MutationObserver(() => this.place());
+    place.observe(document.body, { childList: true, subtree: true });
+    signal.addEventListener('abort', () => place.disconnect());
+  }
+
+  place() {
+    const panel = document.querySelector('.monaiLabelPanel');
+    if (panel && this.view.root.parentElement !== panel) {
+      panel.prepend(this.view.root);
+    }
+  }
+
+  async begin() {
+    this.poll();
+    const about = await info();
+    this.labels = about.models.medsa.labels;
+    this.deepgrow = new Set(Object.keys(about.models).filter(model => about.models[model].type === 'deepgrow'));
+    await this.until(imageIsLoaded);
+    await connect(condition => this.until(condition), () => voxels(this.services));
+    this.watchVolume();
+    await this.openCase(openSeries(this.services));
+  }
+
+  watchVolume() {
+    const { signal } = this.ended;
+    const { Events } = window.cornerstoneTools.Enums;
+    const on = (name, listener) => {
+      window.cornerstone.eventTarget.addEventListener(name, listener);
+      signal.addEventListener('abort', () => window.cornerstone.eventTarget.removeEventListener(name, listener));
+    };
+    on(Events.SEGMENTATION_DATA_MODIFIED, () => this.noteChange());
+    on(Events.ANNOTATION_COMPLETED, event => isPrompt(event.detail.annotation) && this.runOnClick());
+  }
+
+  async openCase(image) {
+    this.image = image;
+    const saved = (await savedLabels(image)).labels;
+    this.seen = saved.at(-1)?.version ?? 0;
+    if (saved.length) {
+      await this.load();
+    }
+    this.view.root.dataset.ready = image;
+    this.count();
+  }
+
+  async load() {
+    show(this.services, await currentLabel(this.image), this.labels);
+    const newest = (await savedLabels(this.image)).labels.at(-1);
+    this.seen = newest.version;
+    this.view.load.hidden = true;
+    this.changed = false;
+    this.count();
+    this.say(`Shown: version ${newest.version}, saved by ${newest.author}.`);
+  }
+
+  noteChange() {
+    this.changed = true;
+    clearTimeout(this.counting);
+    this.counting = setTimeout(() => this.count(), COUNT_MS);
+  }
+
+  count() {
+    clearTimeout(this.counting);
+    const found = contents(this.services, this.labels);
+    this.view.contents.replaceChildren(...found.map(({ name, count, value }) => row(name, count, value !== undefined)));
+    this.view.empty.hidden = found.length > 0;
+    return found;
+  }
+
+  async submit() {
+    const found = this.count();
+    const strange = found.filter(({ value }) => value === undefined).map(({ name }) => name);
+    if (!found.length) {
+      throw new Error('There is nothing to submit: no voxel has a label.');
+    }
+    if (strange.length) {
+      throw new Error(`Not a label of this task: ${strange.join(', ')}. Its labels are ${Object.keys(this.labels).join(', ')}.`);
+    }
+    const label_info = found.map(({ name, value }) => ({ name, idx: value }));
+    const params = { label_info, client_id: this.client(), seen_version: this.seen };
+    this.say('Sending ...');
+    this.changed = false; // what is painted from here on is not in what is sent
+    try {
+      const answer = await saveLabel(this.image, packed(this.services, found), params, part => this.showProgress(part));
+      this.seen = answer.version;
+      this.say(told(answer), answer.others.length || !['stored', null].includes(answer.pacs) ? 'error' : 'done');
+    } catch (error) {
+      this.changed = true;
+      throw error;
+    } finally {
+      this.showProgress(null);
+      this.poll();
+    }
+  }
+
+  async next() {
+    if (this.changed && !window.confirm('What you changed is not submitted, and would be lost. Go on?')) {
+      return;
+    }
+    const found = await nextCase(this.client());
+    if (!found.id) {
+      this.say('No case without a label is left for you.');
+    } else if (found.id === this.image) {
+      this.say('This case is still yours: submit it first.');
+    } else {
+      this.changed = false;
+      const query = `StudyInstanceUIDs=${found.StudyInstanceUID}&SeriesInstanceUIDs=${found.SeriesInstanceUID}`;
+      location.assign(`/ohif/monai-label?${query}`);
+    }
+  }
+
+  replaceNextSample(event) {
+    if (isNextSample(event)) {
+      event.stopImmediatePropagation();
+      this.guarded(() => this.next());
+    }
+  }
+
+  async runOnClick() {
+    if (!this.view.everyClick.checked) {
+      return;
+    }
+    if (this.asking) {
+      this.clicked = true; // one more when the answer is here, however many clicks came meanwhile
+      return;
+    }
+    await new Promise(resolve => setTimeout(resolve, 0)); // the tool has to finish the click first
+    run(() => new Promise(resolve => this.waiting.push(resolve))).catch(error => this.say(error.message, 'error'));
+  }
+
+  answered(answer) {
+    this.asking--;
+    this.waiting.splice(0).forEach(resolve => setTimeout(resolve, 0));
+    if (answer.ok) {
+      this.answers++;
+      this.view.model.textContent = `${answer.base}, ${versionText(answer.version)} answered in ${answer.seconds.toFixed(2)} s`;
+      this.view.root.dataset.answers = this.answers;
+      this.view.root.dataset.version = answer.version;
+      this.say('');
+    } else {
+      this.say(answer.text, 'error');
+    }
+    if (this.clicked) {
+      this.clicked = false;
+      setTimeout(() => this.runOnClick(), 50);
+    }
+  }
+
+  async poll() {
+    clearTimeout(this.polling);
+    try {
+      if (!document.hidden) {
+        this.showStatus(await status());
+        await this.noticeOthers();
+      }
+    } catch {
+      this.view.training.textContent = 'The server does not answer.';
+    } finally {
+      if (!this.ended.signal.aborted) {
+        this.polling = setTimeout(() => this.poll(), POLL_MS);
+      }
+    }
+  }
+
+  showStatus(about) {
+    const { training, model, progress } = this.view;
+    if (!this.answers) {
+      model.textContent = `${about.base ?? 'no base yet'}, ${versionText(about.version)} serves`;
+    }
+    const running = about.training_progress;
+    progress.hidden = !running;
+    progress.value = running?.percent ?? 0;
+    training.textContent = running ? `Training: ${running.percent} %, ${running.doing}` : queueText(about);
+    this.view.root.dataset.serving = about.version;
+    const problem = about.problem ?? about.pacs?.problem;
+    this.view.problem.textContent = problem ?? '';
+    this.view.problem.hidden = !problem;
+  }
+
+  async noticeOthers() {
+    if (!this.image || this.view.submit.disabled) {
+      return;
+    }
+    const newest = (await savedLabels(this.image)).labels.at(-1);
+    if (newest && newest.version > this.seen && newest.author !== this.client()) {
+      this.view.load.hidden = false;
+      this.say(`${newest.author} has submitted this case too, as version ${newest.version}. All versions are kept; the newest is used.`, 'error');
+    }
+  }
+
+  /** The name that was given, else one that this browser keeps: two people at two browsers are two. */
+  client() {
+    let own = localStorage.getItem(CLIENT_KEY);
+    if (!own) {
+      own = `ohif-${crypto.getRandomValues(new Uint32Array(1))[0].toString(16)}`;
+      localStorage.setItem(CLIENT_KEY, own);
+    }
+    return this.view.name.value.trim() || own;
+  }
+
+  say(text, kind = '') {
+    this.view.message.textContent = text;
+    this.view.message.className = kind;
+  }
+
+  showProgress(part) {
+    this.view.sent.hidden = part === null;
+    this.view.sent.value = part ?? 0;
+    if (part === 1) {
+      this.say('Storing ...');
+    }
+  }
+
+  async guarded(action) {
+    const { submit, next } = this.view;
+    submit.disabled = next.disabled = true;
+    try {
+      await action();
+    } catch (error) {
+      this.say(error.message, 'error');
+    } finally {
+      submit.disabled = next.disabled = false;
+    }
+  }
+
+  /** Waits until `condition()` is something, and gives that. */
+  async until(condition) {
+    const deadline = Date.now() + PATIENCE_MS;
+    while (!this.ended.signal.aborted && Date.now() < deadline) {
+      const found = condition();
+      if (found) {
+        return found;
+      }
+      await new Promise(resolve => setTimeout(resolve, 100));
+    }
+    throw new Error('The image did not appear; reload the page.');
+  }
+}
+
+const versionText = version => (version === 0 ? 'without training' : version === null ? 'no version yet' : `version ${version}`);
+
+function queueText(about) {
+  const wanted = about.auto_train ? ` of ${about.train_after}` : '';
+  return `${about.pending_labels}${wanted} new labels for the next training`;
+}
+
+function told({ version, others, pacs }) {
+  const where = { stored: ', in the PACS', waiting: '; it goes to the PACS as soon as that answers' };
+  const saved = `Saved as version ${version}${pacs === null ? '' : (where[pacs] ?? `; the PACS cannot have it: ${pacs}`)}.`;
+  const names = others.map(({ author, version: number }) => `${author} (version ${number})`).join(', ');
+  return others.length ? `${saved} Meanwhile saved by ${names}: all versions are kept, yours is the newest.` : saved;
+}
+
+function row(name, count, known) {
+  const line = document.createElement('tr');
+  line.className = known ? '' : 'error';
+  for (const text of [known ? name : `${name}: not a label of this task`, `${count.toLocaleString('en')} voxels`]) {
+    line.append(Object.assign(document.createElement('td'), { textContent: text }));
+  }
+  return line;
+}
+
+/** The dock's elements by what they are for. */
+function view() {
+  const root = document.createElement('section');
+  root.id = 'medsa-dock';
+  root.setAttribute('aria-label', 'medsa');
+  root.innerHTML = `
+    <link rel="stylesheet" href="/ohif/medsa/dock.css">
+    <p><b>medsa</b> <span data-part="model"></span> <a href="/medsa/" target="_blank" rel="noopener">overview</a></p>
+    <label>Your name <input type="text" data-part="name" maxlength="64" autocomplete="name" placeholder="for the record of labels"></label>
+    <label><input type="checkbox" data-part="everyClick"> Run on every click</label>
+    <table aria-label="What would be submitted"><tbody data-part="contents"></tbody></table>
+    <p data-part="empty" class="soft-text">No voxel has a label yet.</p>
+    <div class="buttons">
+      <button type="button" data-part="submit" id="medsa-submit">Submit label</button>
+      <button type="button" data-part="next" id="medsa-next" class="soft">Next sample</button>
+      <button type="button" data-part="load" class="soft" hidden>Show newest label</button>
+    </div>
+    <progress data-part="sent" max="1" aria-label="Part of the label that is sent" hidden></progress>
+    <p data-part="message" id="medsa-message" role="status"></p>
+    <p data-part="training" class="soft-text"></p>
+    <progress data-part="progress" max="100" aria-label="Part of the training's time that is over" hidden></progress>
+    <p data-part="problem" class="error" hidden></p>`;
+  const parts = Object.fromEntries([...root.querySelectorAll('[data-part]')].map(part => [part.dataset.part, part]));
+  parts.everyClick.checked = localStorage.getItem(EVERY_CLICK_KEY) !== 'false';
+  parts.name.value = localStorage.getItem(NAME_KEY) ?? '';
+  return { root, ...parts };
+}

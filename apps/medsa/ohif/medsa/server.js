@@ -1,0 +1,68 @@
+// What the dock asks of the medsa server.
+
+const STATUS_PATIENCE_MS = 10_000;
+
+/** An answer that is none; its message is the server's own. */
+export class ServerError extends Error {}
+
+export const status = () => getJson('/medsa/status');
+export const info = () => getJson('/info/');
+export const savedLabels = image => getJson(`/medsa/cases/${encodeURIComponent(image)}`);
+
+/** The current label's voxels, uint8 with i fastest and the values of /info/. */
+export async function currentLabel(image) {
+  const answer = await checked(await fetch(`/medsa/cases/${encodeURIComponent(image)}/label`));
+  return new Uint8Array(await answer.arrayBuffer());
+}
+
+/** The case that the strategy has chosen for `client`; an empty object when none is left. */
+export async function nextCase(client) {
+  const body = JSON.stringify({ client_id: client });
+  const headers = { 'content-type': 'application/json' };
+  return (await checked(await fetch('/activelearning/medsa', { method: 'POST', body, headers }))).json();
+}
+
+/** Saves a label; `onProgress` is told the part that is sent, 0 to 1. What the server says of it. */
+export async function saveLabel(image, voxels, params, onProgress) {
+  const form = new FormData();
+  form.append('params', JSON.stringify(params));
+  form.append('label', await gzip(voxels), 'label.bin.gz');
+  return new Promise((resolve, reject) => {
+    // fetch cannot tell how much is sent.
+    const request = new XMLHttpRequest();
+    request.open('PUT', `/datastore/label?image=${encodeURIComponent(image)}`);
+    request.upload.onprogress = event => event.lengthComputable && onProgress(event.loaded / event.total);
+    request.onerror = () => reject(new ServerError('the server cannot be reached; the label is still here, try again'));
+    request.onload = () =>
+      request.status === 200
+        ? resolve(JSON.parse(request.responseText))
+        : reject(new ServerError(detailOf(request.responseText, request.status)));
+    request.send(form);
+  });
+}
+
+/** The text of an error in an answer's body. */
+export function detailOf(body, code) {
+  try {
+    const { detail } = JSON.parse(body);
+    return typeof detail === 'string' ? detail : JSON.stringify(detail);
+  } catch {
+    return `the server answered ${code}`;
+  }
+}
+
+async function getJson(path) {
+  return (await checked(await fetch(path, { signal: AbortSignal.timeout(STATUS_PATIENCE_MS) }))).json();
+}
+
+async function checked(answer) {
+  if (!answer.ok) {
+    throw new ServerError(detailOf(await answer.text(), answer.status));
+  }
+  return answer;
+}
+
+/** Masks are mostly zeros: a hundredth of the bytes goes over the wire. */
+async function gzip(voxels) {
+  return new Response(new Blob([voxels]).stream().pipeThrough(new CompressionStream('gzip'))).blob();
+}

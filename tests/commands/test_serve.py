@@ -1,0 +1,115 @@
+"""`cli.py serve`: what it needs it starts, what it started it stops, and what it cannot it says."""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from lib.commands import serve
+from lib.commands.serve import PACS_PORTS, addresses, fill, free_port, install_orthanc, start_command
+from lib.dicom.orthanc import Orthanc
+from lib.dicom.pacs import Pacs
+from lib.errors import PacsError
+
+ROOT = Path(__file__).resolve().parents[2]
+CLI = ROOT / "apps" / "medsa" / "cli.py"
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    options = ["--port", "8123", "--task", "object", "--conf", "base", "vit_t", "--conf", "warm", "false"]
+    return parser.parse_args(["--data", str(tmp_path), *options])
+
+
+def test_the_server_gets_what_was_asked_for(arguments: argparse.Namespace) -> None:
+    command = start_command(arguments, "http://pacs/dicom-web", Path("app"))
+    assert command[1:8] == [
+        "start_server",
+        "--app",
+        "app",
+        "--studies",
+        "http://pacs/dicom-web",
+        "--host",
+        "127.0.0.1",
+    ]
+    assert command[8:] == [
+        *("--port", "8123", "--conf", "task", "object"),
+        *("--conf", "base", "vit_t", "--conf", "warm", "false"),
+    ]
+
+
+def test_ohif_is_offered_for_a_pacs_only(arguments: argparse.Namespace) -> None:
+    assert addresses(arguments, "http://pacs/dicom-web")[0].startswith("OHIF: http://127.0.0.1:8123/ohif/")
+    arguments.studies = "/data/studies"
+    assert [
+        line for line in addresses(arguments, "/data/studies") if "OHIF" in line or "simulated" in line
+    ] == []
+
+
+def test_a_port_in_use_is_passed_over() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        first = taken.getsockname()[1]
+        assert first < free_port(first) < first + PACS_PORTS
+
+
+def test_without_apt_the_one_command_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PacsError, match="sudo apt-get install orthanc orthanc-dicomweb"):
+        install_orthanc()
+
+
+@pytest.mark.server
+def test_demo_series_are_put_into_an_empty_pacs_only(orthanc: Orthanc, tmp_path: Path, make_series) -> None:
+    _, files = make_series()
+    fill(orthanc, tmp_path / "demo", files[0].parent)
+    listed = {entry.series for entry in Pacs(orthanc.url).find(["CT"])}
+    truth = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "demo" / "truth").iterdir()}
+    assert len(truth) == serve.DEMO_CASES
+    assert truth < listed
+    assert len(listed) == serve.DEMO_CASES + 1
+    fill(orthanc, tmp_path / "other", None)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.server
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_all_is_up_with_one_command_and_gone_after_one_signal(tmp_path: Path, ending: signal.Signals) -> None:
+    if not Orthanc.is_installed():
+        pytest.skip("no Orthanc here")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "serve.log"
+    command = [sys.executable, str(CLI), "serve", "--data", str(tmp_path / "data"), "--port", str(port)]
+    command += ["--conf", "base", "vit_t", "--conf", "state", str(tmp_path / "state")]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+    deadline = time.monotonic() + 600
+    while f"medsa: OHIF: http://127.0.0.1:{port}/ohif/" not in log.read_text(errors="replace"):
+        assert process.poll() is None, log.read_text(errors="replace")
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("Orthanc" in " ".join(child.cmdline()) for child in started)
+    answer = httpx.get(f"http://127.0.0.1:{port}/proxy/dicom/qido/studies", timeout=60)
+    assert len(answer.json()) == serve.DEMO_CASES
+    process.send_signal(ending)
+    assert process.wait(timeout=120) == 0
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []

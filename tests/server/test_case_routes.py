@@ -1,0 +1,109 @@
+"""What a viewer is told of a case and its labels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from lib.datastore.local import MedsaDatastore
+from lib.server.case_routes import case_router
+from lib.server.datastore_routes import datastore_router
+
+LABELS = {"liver": 1, "kidney": 7}
+SHAPE = (5, 4, 3)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    image = nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), np.diag([1.0, 2.0, 3.0, 1.0]))
+    nibabel.save(image, tmp_path / "case.nii.gz")
+    store = MedsaDatastore(str(tmp_path), LABELS, lambda: 2)
+    app = SimpleNamespace(datastore=lambda: store, on_save_label=lambda image, label: None)
+    server = FastAPI()
+    routes = [*case_router(app, LABELS).routes, *datastore_router(app).routes]
+    server.router.routes[0:0] = routes
+    return TestClient(server, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def save(client: TestClient) -> Callable[..., Any]:
+    def put(values: np.ndarray, client_id: str, **params: Any) -> Any:
+        info = [{"name": "kidney", "idx": 3}]
+        said = {"label_info": info, "client_id": client_id, **params}
+        files = {
+            "params": (None, json.dumps(said)),
+            "label": ("label.bin", values.astype(np.uint8).tobytes(order="F")),
+        }
+        return client.put("/datastore/label", params={"image": "case"}, files=files)
+
+    return put
+
+
+@pytest.fixture
+def third() -> np.ndarray:
+    """A label map of which only the third segment has voxels."""
+    values = np.zeros(SHAPE, np.uint8)
+    values[1, 2, 0] = values[4, 0, 2] = 3
+    return values
+
+
+def test_a_case_without_a_label_has_none(client: TestClient) -> None:
+    assert client.get("/medsa/cases/case").json() == {"image": "case", "labels": []}
+    answer = client.get("/medsa/cases/case/label")
+    assert answer.status_code == 404
+    assert "label: 'case'" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/medsa/cases/nope", "/medsa/cases/nope/label"])
+def test_an_unknown_case_is_named(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "image: 'nope'" in answer.json()["detail"]
+
+
+def test_the_current_label_comes_back_as_it_was_saved(
+    client: TestClient, save: Callable[..., Any], third: np.ndarray
+) -> None:
+    assert save(third, "ann").json() == {
+        "image": "case",
+        "label": "case",
+        "version": 1,
+        "others": [],
+        "pacs": None,
+    }
+    answer = client.get("/medsa/cases/case/label")
+    assert answer.headers["medsa-label-version"] == "1"
+    found = np.frombuffer(answer.content, np.uint8).reshape(SHAPE, order="F")
+    assert np.array_equal(found, np.where(third == 3, 7, 0))
+
+
+def test_who_submits_is_told_of_others_and_all_versions_are_kept(
+    client: TestClient, save: Callable[..., Any], third: np.ndarray
+) -> None:
+    save(third, "ann", seen_version=0)
+    save(np.roll(third, 1), "bob", seen_version=1)
+    told = save(np.roll(third, 2), "ann", seen_version=1).json()
+    assert told["version"] == 3
+    assert [(one["version"], one["author"]) for one in told["others"]] == [(2, "bob")]
+    saved = client.get("/medsa/cases/case").json()["labels"]
+    assert [(one["version"], one["author"], one["adapter_version"]) for one in saved] == [
+        (1, "ann", 2),
+        (2, "bob", 2),
+        (3, "ann", 2),
+    ]
+
+
+def test_a_wrong_seen_version_saves_nothing(
+    client: TestClient, save: Callable[..., Any], third: np.ndarray
+) -> None:
+    answer = save(third, "ann", seen_version="newest")
+    assert answer.status_code == 422
+    assert "seen_version: 'newest'" in answer.json()["detail"]
+    assert client.get("/medsa/cases/case").json()["labels"] == []
