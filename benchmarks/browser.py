@@ -27,7 +27,7 @@ from base import positive  # noqa: E402 (the app and the benchmarks are folders,
 from base_figures import json_entry  # noqa: E402
 from browser_loop import (  # noqa: E402
     LABELS,
-    TRAINS_AFTER,
+    LOOP_SETTINGS,
     labels_in_pacs,
     middle,
     submit_over_http,
@@ -74,8 +74,7 @@ def loops(work: Path, runs: int) -> list[Figure]:
         patient = f"PHANTOM-{number % 8 + 1:03d}"
         try:
             with ExitStack() as block:
-                settings = {"train_after": str(TRAINS_AFTER), "train_minutes": "1"}
-                at = block.enter_context(station(work / f"loop-{number}", **settings))
+                at = block.enter_context(station(work / f"loop-{number}", **LOOP_SETTINGS))
                 at.wait_for_images(8)
                 page = block.enter_context(browser_page())
                 whole_loop(
@@ -89,7 +88,7 @@ def loops(work: Path, runs: int) -> list[Figure]:
             seconds.append(time.monotonic() - began)
             print(f"run {number + 1}: {seconds[-1]:.0f} s", flush=True)
     name = f"whole browser loops, {runs} in a row"
-    typical = f"median {median(seconds):.0f} s a loop, one training of a minute in it" if seconds else ""
+    typical = f"median {median(seconds):.0f} s a loop, one training in it" if seconds else ""
     return [Figure(name, good, "loops", f"= {RUNS}", good == runs == RUNS, why or typical)]
 
 

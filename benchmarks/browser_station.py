@@ -95,7 +95,8 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while _READY not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"cli.py serve did not get ready; see {log}")
+            said = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
+            raise RuntimeError(f"cli.py serve did not get ready: {said}")
         time.sleep(0.2)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Locator, Page, Response, sync_playwright
 
 INSTALL = "apt-get install chromium"
-PATIENCE_MS = 180_000
+PATIENCE_MS = 120_000
 AXIAL = "mpr-axial"
 FLAGS = (
     "--no-sandbox",

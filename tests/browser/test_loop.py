@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser_loop import LABELS, TRAINS_AFTER, answer_of, whole_loop
+from browser_loop import LABELS, LOOP_SETTINGS, answer_of, whole_loop
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 def test_from_the_study_list_to_the_next_case(
     start_station: Callable[..., Any], open_viewer: Callable[..., Any], tmp_path: Path
 ) -> None:
-    at = start_station(train_after=str(TRAINS_AFTER), train_minutes="1")
+    at = start_station(**LOOP_SETTINGS)
     at.wait_for_images(8)
     viewer = open_viewer(at)
     whole_loop(at, viewer, "PHANTOM-003", tmp_path / "cold")

@@ -192,6 +192,6 @@ def test_a_search_in_the_study_list_finds_what_was_asked_for(
 ) -> None:
     viewer = open_viewer(at)
     viewer.study_list("PHANTOM-001", "PHANTOM-002")
-    viewer.page.locator("#input-mrn, input[id*='mrn'], input[id*='patientName']").first.fill("PHANTOM-002")
+    viewer.page.locator("input[type=text]").nth(1).fill("PHANTOM-002")  # by MRN; the first is by name
     viewer.page.get_by_text("PHANTOM-001", exact=True).first.wait_for(state="detached")
     assert viewer.page.get_by_text("PHANTOM-002", exact=True).count() > 0

@@ -14,9 +14,9 @@ const EVERY_CLICK_KEY = 'medsa-every-click';
 let dock = null; // the open dock, one a page
 
 /** Puts the dock into the panel, and has the panel connected. */
-export function openDock(services) {
+export function openDock({ servicesManager, commandsManager }) {
   closeDock();
-  dock = new Dock(services);
+  dock = new Dock(servicesManager.services, commandsManager);
   window.medsa = dock;
 }
 
@@ -27,8 +27,9 @@ export function closeDock() {
 }
 
 class Dock {
-  constructor(services) {
+  constructor(services, commandsManager) {
     this.services = services;
+    this.commandsManager = commandsManager;
     this.labels = {}; // name -> value, of the task
     this.deepgrow = new Set(); // models that are not told which label is meant
     this.image = null;
@@ -58,7 +59,7 @@ class Dock {
     load.addEventListener('click', () => this.guarded(() => this.load()));
     everyClick.addEventListener('change', () => localStorage.setItem(EVERY_CLICK_KEY, everyClick.checked));
     name.addEventListener('change', () => localStorage.setItem(NAME_KEY, name.value.trim()));
-    document.addEventListener('click', noteRow, { signal, capture: true });
+    document.addEventListener('click', event => noteRow(event, this.commandsManager), { signal, capture: true });
     document.addEventListener('click', event => this.replaceNextSample(event), { signal, capture: true });
     window.addEventListener('beforeunload', event => this.changed && event.preventDefault(), { signal });
     watchTraffic({

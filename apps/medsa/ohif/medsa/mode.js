@@ -24,7 +24,7 @@ export async function medsaMode(modeConfiguration, loadModules) {
   mode.onModeEnter = context => {
     onModeEnter(context);
     context.servicesManager.services.toolbarService.addButtons(paintButtons(painting, context));
-    openDock(context.servicesManager.services);
+    openDock(context);
   };
   mode.onModeExit = context => {
     closeDock();

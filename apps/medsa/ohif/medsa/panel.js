@@ -38,9 +38,12 @@ function mendSavedClicks() {
 /** The label that clicks are for; null before one was chosen. */
 export const chosenLabel = () => lastLabel;
 
-/** Keeps track of the row that is chosen. */
-export function noteRow(event) {
+/** Keeps track of the row that is chosen. Whoever chooses one wants to click, and no more to paint. */
+export function noteRow(event, commandsManager) {
   const row = event.target.closest?.('.monaiLabelPanel tr.clickable-row');
+  if (row) {
+    commandsManager.runCommand('setToolActive', { toolName: PROBE });
+  }
   if (row && nameOf(row) !== BACKGROUND) {
     lastLabel = nameOf(row);
   }
