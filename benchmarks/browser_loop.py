@@ -164,7 +164,9 @@ def labels_in_pacs(at: Station, series: str, cold: Path) -> list[Mask]:
     folder.refresh()
     folder.refresh()  # a series is offered when two looks have found it alike
     _, grid = folder.headers(series)
-    found = [pydicom.dcmread(pacs.fetch(entry, cold / entry.series)[0]) for entry in pacs.find(["SEG"])]
+    study = folder.entries()[series].study
+    stored = [entry for entry in pacs.find(["SEG"]) if entry.study == study]
+    found = [pydicom.dcmread(pacs.fetch(entry, cold / entry.series)[0]) for entry in stored]
     own = [one for one in found if one.ReferencedSeriesSequence[0].SeriesInstanceUID == series]
     own.sort(key=lambda one: int(str(one.ContentDescription).removeprefix("label version ")))
     return [read_segments(one, grid).as_labels(LABELS) for one in own]

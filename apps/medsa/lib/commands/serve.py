@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     """Serves until Ctrl-C or SIGTERM, then stops what it started; the server's exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Also where it was started in the background, which has Ctrl-C ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     if arguments.studies:
         return _serve(arguments, arguments.studies, app_dir)
     if not Orthanc.is_installed():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.errors import InputError, LabelError
-from lib.volume import Volume, load_label
+from lib.volume import Volume, load_label, values_in
 
 BACKGROUND = "background"  # the segment that 3D Slicer keeps for negative clicks
 RAW_SUFFIXES = (".bin", ".bin.gz")
@@ -64,7 +64,7 @@ def _read_raw(path: Path, image: Volume, values: Mapping[str, int]) -> np.ndarra
     if flat.size != needed:
         sent = f"{flat.size} bytes were" if flat.size < needed else "more was"
         raise LabelError(f"label: {sent} sent; shape {shape} needs {needed} bytes")
-    unknown = sorted(set(np.unique(flat).tolist()) - {0, *values.values()})
+    unknown = sorted(set(values_in(flat)) - {0, *values.values()})
     if unknown:
         raise LabelError(f"label: value {unknown[0]} is not in the label set {dict(values)}")
     return flat.reshape(shape, order="F")
@@ -81,11 +81,18 @@ def _raw_bytes(path: Path, limit: int) -> bytes:
 
 def _renumber(found: np.ndarray, names: Mapping[int, str], labels: Mapping[str, int]) -> np.ndarray:
     table = np.zeros(256, dtype=np.uint8)
-    for value in np.unique(found[found != 0]).tolist():
+    for value in values_in(found):
+        if value == 0:
+            continue
         name = names[value]
         if name not in labels and name.lower() != BACKGROUND:
             raise LabelError(
                 f"label: segment {name!r} (value {value}) is not one of the labels {sorted(labels)}"
             )
         table[value] = labels.get(name, 0)
-    return table[found]
+    # Most of a mask is zero, and in whatever order it lies in memory it can be gone through.
+    flat = found.ravel(order="K")
+    held = flat != 0
+    renumbered = np.zeros_like(flat)
+    renumbered[held] = table[flat[held]]
+    return renumbered.reshape(found.shape, order="F" if found.flags.f_contiguous else "C")

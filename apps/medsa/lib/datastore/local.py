@@ -34,7 +34,7 @@ from lib.files import copy_beside, flush, write_text
 from lib.prompts.promptset import PromptSet
 from lib.prompts.recorded import recorded_prompts
 from lib.training.cases import label_digest
-from lib.volume import LABEL_SUFFIXES, SUFFIXES, load_volume, save_mask
+from lib.volume import LABEL_SUFFIXES, SUFFIXES, Volume, load_volume, save_mask
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class MedsaDatastore(LocalDatastore):
         InputError, VolumeError or LabelError, and then nothing is stored.
         """
         tag, info = check_tag(label_tag), dict(label_info or {})
-        image = load_volume(self.image_path(image_id))
+        image = self._image_grid(image_id)
         values = read_label(Path(label_filename), image, self._labels, info.get("label_info"))
         staged = self.history.stage(image_id, LABEL_SUFFIX)
         try:
@@ -222,6 +222,10 @@ class MedsaDatastore(LocalDatastore):
         if tag == FINAL and not arrived:
             self.last_prompts.clear(image_id, prompts)
         return version
+
+    def _image_grid(self, image_id: str) -> Volume:
+        """The image, only whose grid is used. Raises NotFoundError, and VolumeError for one that is no volume."""
+        return load_volume(self.image_path(image_id))
 
     def _on_version(self, image_id: str, record: Mapping[str, Any]) -> None:
         """Told of every version that becomes the current label, while the locks are held."""

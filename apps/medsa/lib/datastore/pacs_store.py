@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 from filelock import FileLock, Timeout
 from pydicom.dataset import Dataset
@@ -25,6 +26,7 @@ from lib.datastore.lastprompts import LastPrompts
 from lib.datastore.local import ARRIVED, FINAL, LABEL_SUFFIX, MedsaDatastore
 from lib.datastore.outbox import Outbox, Parcel
 from lib.datastore.series_folder import IMAGE_SUFFIX, SeriesFolder
+from lib.dicom.grid import SeriesGrid
 from lib.dicom.seg_reader import read_segments, referenced_series
 from lib.dicom.seg_writer import LabelCode, SegOrigin, write_seg
 from lib.errors import InputError, LabelError, NotFoundError, PacsError, PacsUnreachableError, VolumeError
@@ -157,6 +159,11 @@ class PacsDatastore(MedsaDatastore):
             "unusable_series": self.series.unusable(),
         }
 
+    def _image_grid(self, image_id: str) -> Volume:
+        # Reading the pixels of a large series, for nothing but their number, would take a tenth of a submit.
+        self.image_path(image_id)
+        return _on_grid(self.series.grid(image_id))
+
     def _on_version(self, image_id: str, record: Mapping[str, Any]) -> None:
         # Under the locks, so that of two who save at once each one's own version is put in.
         if record["tag"] == FINAL and ARRIVED not in record["params"]:
@@ -192,8 +199,7 @@ class PacsDatastore(MedsaDatastore):
         if record is None:
             raise NotFoundError("label", f"{parcel.image}, version {parcel.version}", "one of the history")
         headers, grid = self.series.headers(parcel.image)
-        image = load_volume(self.series.image(parcel.image))
-        values = load_label(self.history.file_of(record), image, self._labels)
+        values = load_label(self.history.file_of(record), _on_grid(grid), self._labels)
         version = record.get("adapter_version")
         origin = SegOrigin(
             author=str(record.get("author") or ""),
@@ -255,3 +261,8 @@ class PacsDatastore(MedsaDatastore):
     def _images_found(self) -> dict[str, str]:
         """All that is listed, fetched or not; what was fetched and is not listed any more is not offered."""
         return dict.fromkeys(sorted(self.series.entries()), IMAGE_SUFFIX)
+
+
+def _on_grid(grid: SeriesGrid) -> Volume:
+    """A volume of that grid with nothing in it, which takes no memory."""
+    return Volume(np.broadcast_to(np.zeros((), np.int16), grid.shape_ijk), grid.affine)

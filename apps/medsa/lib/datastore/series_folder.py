@@ -42,6 +42,7 @@ class SeriesFolder:
         self.root, self.pacs, self._modalities, self._now = root, pacs, tuple(modalities), now
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
+        self._grids: dict[str, SeriesGrid] = {}
         root.mkdir(parents=True, exist_ok=True)
 
     def entries(self) -> dict[str, SeriesEntry]:
@@ -100,7 +101,13 @@ class SeriesFolder:
         """What the instances say, and the grid of their slices; fetched where they are not there."""
         with self._lock_of(series):
             headers = read_headers(self._files(series))
-        return headers, series_grid(headers)
+            grid = self._grids[series] = series_grid(headers)
+        return headers, grid
+
+    def grid(self, series: str) -> SeriesGrid:
+        """The grid alone, which is remembered; raises as `headers` does."""
+        known = self._grids.get(series)
+        return self.headers(series)[1] if known is None else known
 
     def _convert(self, series: str, path: Path) -> None:
         try:
@@ -128,6 +135,7 @@ class SeriesFolder:
             log.warning("a series that has a label has changed in the PACS; what was fetched first stays")
             return
         with self._lock_of(series):
+            self._grids.pop(series, None)
             (self.root / f"{series}{IMAGE_SUFFIX}").unlink(missing_ok=True)
             shutil.rmtree(self.root / "dicom" / series, ignore_errors=True)
 

@@ -24,6 +24,9 @@ from requests.adapters import HTTPAdapter
 from lib.errors import PacsError, PacsUnreachableError
 
 log = logging.getLogger(__name__)
+# They log every request, and what is searched for may be a patient.
+for chatty in ("dicomweb_client", "httpx"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 USER, PASSWORD = "MONAI_LABEL_DICOMWEB_USERNAME", "MONAI_LABEL_DICOMWEB_PASSWORD"
 TIMEOUT_S = (5.0, 120.0)  # to connect; between two pieces of an answer

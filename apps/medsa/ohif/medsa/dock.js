@@ -1,7 +1,7 @@
 // The dock on top of the MONAI Label panel: what would be submitted, Submit label, Next sample, and how training goes.
 import { contents, imageIsLoaded, openSeries, packed, show, voxels } from './labels.js';
 import { chosenLabel, connect, isNextSample, isPrompt, noteRow, run } from './panel.js';
-import { currentLabel, info, nextCase, savedLabels, saveLabel, status } from './server.js';
+import { currentLabel, info, nextCase, open, savedLabels, saveLabel, status } from './server.js';
 import { ignoreTraffic, watchTraffic } from './traffic.js';
 
 const POLL_MS = 3000;
@@ -104,6 +104,7 @@ class Dock {
 
   async openCase(image) {
     this.image = image;
+    open(image).catch(() => undefined); // the server fetches and encodes it before the first click
     const saved = (await savedLabels(image)).labels;
     this.seen = saved.at(-1)?.version ?? 0;
     if (saved.length) {
@@ -129,16 +130,17 @@ class Dock {
     this.counting = setTimeout(() => this.count(), COUNT_MS);
   }
 
-  count() {
+  count(array = voxels(this.services)) {
     clearTimeout(this.counting);
-    const found = contents(this.services, this.labels);
+    const found = contents(this.services, this.labels, array);
     this.view.contents.replaceChildren(...found.map(({ name, count, value }) => row(name, count, value !== undefined)));
     this.view.empty.hidden = found.length > 0;
     return found;
   }
 
   async submit() {
-    const found = this.count();
+    const array = voxels(this.services);
+    const found = this.count(array);
     const strange = found.filter(({ value }) => value === undefined).map(({ name }) => name);
     if (!found.length) {
       throw new Error('There is nothing to submit: no voxel has a label.');
@@ -151,7 +153,7 @@ class Dock {
     this.say('Sending ...');
     this.changed = false; // what is painted from here on is not in what is sent
     try {
-      const answer = await saveLabel(this.image, packed(this.services, found), params, part => this.showProgress(part));
+      const answer = await saveLabel(this.image, packed(array, found), params, part => this.showProgress(part));
       this.seen = answer.version;
       this.say(told(answer), answer.others.length || !['stored', null].includes(answer.pacs) ? 'error' : 'done');
     } catch (error) {

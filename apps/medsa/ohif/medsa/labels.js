@@ -26,8 +26,7 @@ export function counts(array) {
 }
 
 /** What would be sent: [{name, count, value}] by name; `value` is undefined for a name that is no label of the task. */
-export function contents(services, labels) {
-  const array = voxels(services);
+export function contents(services, labels, array = voxels(services)) {
   if (!array) {
     return [];
   }
@@ -38,13 +37,17 @@ export function contents(services, labels) {
     .sort((one, other) => one.name.localeCompare(other.name));
 }
 
-/** The voxels with the task's values in place of OHIF's numbers, by name and never by position. */
-export function packed(services, found) {
+/** `array` with the task's values in place of OHIF's numbers, by name and never by position. */
+export function packed(array, found) {
   const table = new Uint8Array(256);
   for (const { number, value } of found) {
     table[number] = value;
   }
-  return voxels(services).map(number => table[number]);
+  const values = new Uint8Array(array.length);
+  for (let at = 0; at < array.length; at++) {
+    values[at] = table[array[at]];
+  }
+  return values;
 }
 
 /** Shows a saved label, whose values are those of `labels`. */

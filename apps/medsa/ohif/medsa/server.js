@@ -9,6 +9,9 @@ export const status = () => getJson('/medsa/status');
 export const info = () => getJson('/info/');
 export const savedLabels = image => getJson(`/medsa/cases/${encodeURIComponent(image)}`);
 
+/** Tells the server that a case is open. */
+export const open = image => getJson(`/datastore/image/info?image=${encodeURIComponent(image)}`);
+
 /** The current label's voxels, uint8 with i fastest and the values of /info/. */
 export async function currentLabel(image) {
   const answer = await checked(await fetch(`/medsa/cases/${encodeURIComponent(image)}/label`));
