@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-all lint
+.PHONY: help install serve test test-slow test-all lint bench-browser screenshots
 
 MEDSA_CACHE ?= $(HOME)/.cache/medsa
 PYTHON ?= python3.11
@@ -45,3 +45,9 @@ lint: install  ## ruff and mypy
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+
+bench-browser: install  ## What annotating in OHIF costs, about 25 minutes; JSON=FILE
+	@.venv/bin/python benchmarks/browser.py $(if $(JSON),--json "$(JSON)")
+
+screenshots: install  ## The pictures of docs/ohif.md, taken by the test of the whole loop
+	@.venv/bin/python -m pytest tests/browser/test_loop.py && .venv/bin/python scripts/screenshots.py

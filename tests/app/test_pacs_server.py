@@ -10,13 +10,14 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
+from requests_toolbelt import MultipartDecoder
 
 from lib.datastore.series_folder import SeriesFolder
 from lib.dicom.orthanc import Orthanc
 from lib.dicom.pacs import Pacs
 from lib.dicom.seg_reader import read_segments
 from lib.dicom.series_writer import SeriesNames, write_series
-from lib.volume import Volume
+from lib.volume import Volume, load_volume, save_mask
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
@@ -162,3 +163,75 @@ def test_what_cannot_be_annotated_is_passed_over_with_its_reason(
     wait_until(lambda: broken in server.status()["pacs"]["unusable_series"], "the reason")
     assert "gaps" in server.status()["pacs"]["unusable_series"][broken]
     assert server.post("/activelearning/first", {}).json()["id"] == good
+
+
+def test_3d_slicers_requests_work_on_the_same_series(
+    served: Any, orthanc: Orthanc, segmentations: Any, tmp_path: Path
+) -> None:
+    server, truth = served
+    info = server.get("/info/").json()
+    assert info["models"]["medsa"]["type"] == "deepgrow"
+    sample = server.post("/activelearning/medsa", {"client_id": "slicer-1"}).json()
+    image = sample["id"]
+    assert sample["SeriesInstanceUID"] == image
+    assert (
+        server.get("/datastore/image/info", image=image).json()["StudyInstanceUID"]
+        == sample["StudyInstanceUID"]
+    )
+    downloaded = server.get("/datastore/image", image=image)
+    assert downloaded.status_code == 200
+    (tmp_path / "image.nrrd").write_bytes(downloaded.content)
+    volume = load_volume(tmp_path / "image.nrrd")
+    assert volume.shape_ijk == SHAPE
+
+    asked = {"foreground": [list(CENTRE)], "background": [], "label": "object", "client_id": "slicer-1"}
+    answer = server.infer(asked, image=image)
+    parts = MultipartDecoder(answer.content, answer.headers["content-type"]).parts
+    (tmp_path / "mask.nii.gz").write_bytes(parts[1].content)
+    assert load_volume(tmp_path / "mask.nii.gz").array[CENTRE] == 1
+
+    # All segments are named, also those without a voxel, with numbers of Slicer's own.
+    path = tmp_path / "label.nii.gz"
+    save_mask(truth[image] * np.uint8(2), volume, path)
+    named = {
+        "label_info": [{"name": "background", "idx": 1}, {"name": "object", "idx": 2}],
+        "client_id": "slicer-1",
+    }
+    saved = server.save(image, path, named).json()
+    assert (saved["version"], saved["pacs"]) == (1, "stored")
+    assert len(segmentations(orthanc)) == 1
+    back = server.get("/datastore/label", label=image, tag="final")
+    (tmp_path / "back.nii.gz").write_bytes(back.content)
+    assert np.array_equal(load_volume(tmp_path / "back.nii.gz").array, truth[image])
+
+
+def test_a_label_of_100_mb_that_does_not_fit_is_refused_and_nothing_is_kept(
+    served: Any, orthanc: Orthanc, segmentations: Any
+) -> None:
+    server, truth = served
+    image = next(iter(truth))
+    files = {"params": (None, "{}"), "label": ("label.bin", bytes(100 << 20), "application/octet-stream")}
+    with server.client() as client:
+        answer = client.put("/datastore/label", params={"image": image}, files=files)
+    assert answer.status_code == 422
+    assert "more was sent; shape (40, 36, 20) needs 28800 bytes" in answer.json()["detail"]
+    assert server.get(f"/medsa/cases/{image}").json()["labels"] == []
+    assert segmentations(orthanc) == []
+
+
+def test_an_empty_mask_is_kept_and_the_pacs_is_not_asked_for_what_dicom_lacks(
+    served: Any, orthanc: Orthanc, segmentations: Any
+) -> None:
+    server, truth = served
+    image = next(iter(truth))
+    saved = submit(server, image, np.zeros(SHAPE, np.uint8)).json()
+    assert saved["version"] == 1
+    assert "it is empty" in saved["pacs"]
+    assert segmentations(orthanc) == []
+    assert [one["version"] for one in server.get(f"/medsa/cases/{image}").json()["labels"]] == [1]
+
+
+def test_no_search_and_no_password_is_in_the_servers_log(served: Any) -> None:
+    server, _ = served
+    assert server.get("/proxy/dicom/qido/studies", PatientName="SECRETNAME", limit="5").json() == []
+    assert "SECRETNAME" not in (server.state.parent / "server.log").read_text(errors="replace")

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from lib.server.page import (
     Running,
     next_case,
     nightly_text,
+    ohif_link,
     rollback_choices,
     running_training,
     suspicious_cases,
@@ -272,3 +274,17 @@ def test_the_night_in_words() -> None:
         nightly_text(night) == "Every night at 02:00 (Europe/Berlin) from the base, for 4 hours at the most."
     )
     assert nightly_text(None) == "No full retraining at night is set."
+
+
+def test_the_next_case_of_a_pacs_can_be_opened_in_ohif(releases: Releases) -> None:
+    info = {"1.2.3": {"StudyInstanceUID": "1.2&x"}, "case": {}}
+    store = SimpleNamespace(get_image_info=lambda case: info[case])
+    assert (
+        ohif_link(store, "1.2.3") == "../ohif/monai-label?StudyInstanceUIDs=1.2%26x&SeriesInstanceUIDs=1.2.3"
+    )
+    assert ohif_link(store, "case") is None
+    assert ohif_link(store, None) is None
+    state = replace(STATE, next_case=NextCase("1.2.3", "why", "../ohif/monai-label?a=1&b=2"))
+    shown = client_for(releases, state).get("/medsa/").text
+    assert '<a href="../ohif/monai-label?a=1&amp;b=2">Open it in OHIF</a>' in shown
+    assert "OHIF" not in client_for(releases, EMPTY).get("/medsa/").text

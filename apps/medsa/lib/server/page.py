@@ -1,9 +1,10 @@
 """What the page at /medsa/ shows, gathered from what is on disk; nothing is changed or remembered."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from lib.activelearning.leases import Lease
 from lib.activelearning.ranking import by_score
@@ -42,10 +43,14 @@ class Running:
 
 @dataclass(frozen=True)
 class NextCase:
-    """What the strategy `medsa` would offer to a new client now, and why; `case` None: there is none."""
+    """What the strategy `medsa` would offer to a new client now, and why; `case` None: there is none.
+
+    `link` opens it in OHIF, where the studies are a PACS's.
+    """
 
     case: str | None
     reason: str
+    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,9 @@ def page_state(
 ) -> PageState:
     """The state of things at `now`."""
     base, releases = describe_base(parts.serving), overview(parts.releases)
+    following = next_case(
+        store.get_unlabeled_images(), read_scores(parts.scores_file), parts.leases.table(), now
+    )
     entries = [explain(record) for record in parts.releases.records()]
     return PageState(
         task=parts.settings.task.name,
@@ -104,9 +112,7 @@ def page_state(
         decisions=tuple(reversed(entries[-DECISIONS:])),
         suspicious=suspicious_cases(entries),
         nightly=nightly_text(parts.settings.training.nightly),
-        next_case=next_case(
-            store.get_unlabeled_images(), read_scores(parts.scores_file), parts.leases.table(), now
-        ),
+        next_case=replace(following, link=ohif_link(store, following.case)),
     )
 
 
@@ -182,6 +188,14 @@ def next_case(
         f"The model is least certain about it: {values[case]:.3f} bits of entropy on average, the highest of {rated} "
         f"scored cases (version {version}).",
     )
+
+
+def ohif_link(store: Any, case: str | None) -> str | None:
+    """Where OHIF shows the case, from the page; None for a case of a folder, and for none."""
+    study = store.get_image_info(case).get("StudyInstanceUID") if case is not None else None
+    if study is None:
+        return None
+    return f"../ohif/monai-label?{urlencode({'StudyInstanceUIDs': study, 'SeriesInstanceUIDs': case})}"
 
 
 def nightly_text(nightly: NightlySettings | None) -> str:
