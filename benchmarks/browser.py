@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +34,9 @@ from browser_loop import (  # noqa: E402
     truths,
     whole_loop,
 )
-from browser_station import PATIENCE_S, Station, station  # noqa: E402
+from browser_station import Station, station  # noqa: E402
 from browser_viewer import Viewer, browser_page  # noqa: E402
+from interaction_server import wait_until  # noqa: E402
 from network import Figure, described, machine  # noqa: E402
 
 from lib.dicom.grid import series_grid  # noqa: E402
@@ -99,7 +100,7 @@ def overlay(at: Station, work: Path) -> list[Figure]:
         patient = f"PHANTOM-{number + 1:03d}"
         series = _series_of(at, patient)
         at.get("/datastore/image/info", image=series)  # opening a case has it encoded
-        _until(lambda: _is_warm(at.status()["warming"]), "the case to be warm")
+        wait_until(lambda: _is_warm(at.status()["warming"]), "the case to be warm")
         truth = truths(at)[series]
         with browser_page() as page:
             viewer = Viewer(page, at.url, work / "overlay")
@@ -140,7 +141,7 @@ def submit(at: Station, work: Path) -> list[Figure]:
     array = rng.integers(-200, 200, LARGE, dtype=np.int16)
     write_series(Volume(array, _LPS_TO_RAS @ np.diag([0.7, 0.7, 2.0, 1.0])), names, work / "large")
     upload_folder(Pacs(at.pacs_url), work / "large")
-    _until(lambda: names.series in _listed(at), "the large series to be listed")
+    wait_until(lambda: names.series in _listed(at), "the large series to be listed")
     seconds = []
     with browser_page() as page:
         viewer = Viewer(page, at.url, work / "submit")
@@ -182,7 +183,7 @@ def roundtrips(at: Station, work: Path) -> list[Figure]:
             Volume(array, _LPS_TO_RAS @ lps), names, work / name, numbers[::-1] if descending else None
         )
         upload_folder(Pacs(at.pacs_url), work / name)
-        _until(lambda names=names: names.series in _listed(at), f"the series {name} to be listed")
+        wait_until(lambda names=names: names.series in _listed(at), f"the series {name} to be listed")
         for number, subset in enumerate(SUBSETS):
             values = np.random.default_rng(number).choice([0, *(LABELS[one] for one in subset)], size=SMALL)
             values[:, :, 0] = 0
@@ -207,7 +208,7 @@ def foreign(at: Station, work: Path) -> list[Figure]:
     before = at.status()["pending_labels"]
     Pacs(at.pacs_url).store(written)
     began = time.monotonic()
-    _until(lambda: at.status()["pending_labels"] > before, "the segmentation to be noticed")
+    wait_until(lambda: at.status()["pending_labels"] > before, "the segmentation to be noticed")
     seconds = time.monotonic() - began
     return [Figure("foreign segmentation noticed and queued", seconds, "s", "< 60", seconds < 60)]
 
@@ -219,14 +220,6 @@ def _listed(at: Station) -> list[str]:
 def _series_of(at: Station, patient: str) -> str:
     found = at.get("/proxy/dicom/qido/series", PatientID=patient, Modality="CT")
     return str(found[0]["0020000E"]["Value"][0])
-
-
-def _until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited in vain for {what}")
-        time.sleep(0.1)
 
 
 def measured(parts: Sequence[str], runs: int, work: Path) -> list[Figure]:
