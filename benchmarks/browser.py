@@ -34,7 +34,7 @@ from browser_loop import (  # noqa: E402
     truths,
     whole_loop,
 )
-from browser_station import Station, station  # noqa: E402
+from browser_station import PATIENCE_S, Station, station  # noqa: E402
 from browser_viewer import Viewer, browser_page  # noqa: E402
 from interaction_server import wait_until  # noqa: E402
 from network import Figure, described, machine  # noqa: E402
@@ -152,6 +152,8 @@ def submit(at: Station, work: Path) -> list[Figure]:
             began = time.monotonic()
             viewer.page.locator("#medsa-submit").click()
             while len(Pacs(at.pacs_url).find(["SEG"])) == known:
+                if time.monotonic() - began > PATIENCE_S:
+                    raise TimeoutError(f"the label did not come into the PACS: {viewer.message()}")
                 time.sleep(0.02)
             seconds.append(time.monotonic() - began)
             viewer.page.get_by_text(f"Saved as version {number + 1}, in the PACS.").wait_for()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Locator, Page, Response, sync_playwright
 
 INSTALL = "apt-get install chromium"
-PATIENCE_MS = 120_000
+PATIENCE_MS = 40_000
 AXIAL = "mpr-axial"
 FLAGS = (
     "--no-sandbox",
@@ -138,17 +138,21 @@ class Viewer:
         """A click on a voxel (i, j, k), which the model answers; what the page asked. Raises AssertionError."""
         self.page.evaluate("name => window.services.viewportGridService.setActiveViewportId(name)", viewport)
         before = int(self.dock.get_attribute("data-answers") or 0)
-        x, y = self.place(voxel, viewport)
         with self.page.expect_response(lambda answer: "/infer/" in answer.url) as caught:
-            self.page.mouse.move(x, y)
-            self.page.mouse.down()
-            self.page.wait_for_timeout(100)
-            self.page.mouse.up()
+            self.press(voxel, viewport)
         self.page.wait_for_function(
             "count => Number(document.getElementById('medsa-dock').dataset.answers ?? 0) > count", arg=before
         )
         self.page.wait_for_timeout(300)  # the panel puts the mask into its labelmap
         return asked_params(caught.value)
+
+    def press(self, voxel: Sequence[int], viewport: str = AXIAL) -> None:
+        """A press of the mouse on a voxel (i, j, k), whatever comes of it."""
+        x, y = self.place(voxel, viewport)
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.wait_for_timeout(100)
+        self.page.mouse.up()
 
     def run_automatic(self) -> None:
         """Auto-Segmentation: all labels without a click."""

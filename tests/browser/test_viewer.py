@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from browser_loop import LABELS, answer_of, labels_in_pacs, middle, submit_over_http
 
@@ -45,6 +46,25 @@ def put_series(at: Any, tmp_path: Path) -> Callable[..., tuple[str, str, Path]]:
         return names.uid("study"), names.series, folder
 
     return put
+
+
+@pytest.fixture
+def two_series(at: Any, tmp_path: Path) -> tuple[str, list[str]]:
+    """A study with two series of the same size: (study, [series, series])."""
+    found: list[str] = []
+    for number in range(2):
+        noise = np.random.default_rng(number).normal(0, 10, SHAPE)
+        volume = Volume(noise.astype(np.int16), _LPS_TO_RAS @ np.diag([*SPACING_MM, 1.0]))
+        names = SeriesNames("TWO-SERIES", f"series {number}", f"browser two series {number}")
+        for file in write_series(volume, names, tmp_path / str(number)):
+            header = pydicom.dcmread(file)
+            header.StudyInstanceUID = SeriesNames("", "", "browser two series").uid("study")
+            header.SeriesNumber = number + 1
+            header.save_as(file)
+        upload_folder(Pacs(at.pacs_url), tmp_path / str(number))
+        found.append(names.series)
+        wait_listed(at, names.series)
+    return str(header.StudyInstanceUID), found
 
 
 @pytest.fixture
@@ -126,6 +146,95 @@ def test_a_click_outside_takes_away_without_another_press(opened: Callable[..., 
     assert not viewer.mask("liver")[tuple(edge)]
 
 
+def test_clicks_outside_are_of_the_label_that_they_were_made_for(
+    opened: Callable[..., tuple[Any, str]],
+) -> None:
+    viewer, _ = opened("OUTSIDE")
+    viewer.choose("liver")
+    viewer.click(CENTRE)
+    viewer.choose("background")
+    outside = [CENTRE[0] + 6, CENTRE[1], CENTRE[2]]
+    viewer.click(outside)
+    viewer.choose("spleen")
+    asked = viewer.click([CENTRE[0] - 15, CENTRE[1], CENTRE[2]])
+    assert (asked["label"], asked["background"]) == ("spleen", [])
+    viewer.choose("liver")
+    asked = viewer.click([CENTRE[0] - 3, CENTRE[1], CENTRE[2]])
+    assert (asked["label"], asked["background"]) == ("liver", [outside])
+
+
+def test_an_answer_can_be_undone(opened: Callable[..., tuple[Any, str]]) -> None:
+    viewer, _ = opened("UNDO")
+    viewer.choose("liver")
+    viewer.click(CENTRE)
+    before = viewer.labelmap()
+    viewer.click([CENTRE[0] + 14, CENTRE[1], CENTRE[2]])
+    assert not np.array_equal(viewer.labelmap(), before)
+    viewer.page.get_by_role("button", name="Undo answer").click()
+    assert np.array_equal(viewer.labelmap(), before)
+
+
+def test_run_works_after_another_tab_was_used_and_in_2d_says_what_it_needs(
+    opened: Callable[..., tuple[Any, str]],
+) -> None:
+    viewer, _ = opened("TABS")
+    viewer.choose("liver")
+    viewer.page.locator("label.tab-label", has_text="Auto-Segmentation").click()
+    viewer.page.locator("label.tab-label", has_text="Point Prompts").click()
+    viewer.page.wait_for_timeout(300)
+    asked = viewer.click(CENTRE)  # the panel has forgotten the row; it is chosen again
+    assert (asked["label"], asked["foreground"]) == ("liver", [list(CENTRE)])
+    assert viewer.segments().keys() == {"kidney", "liver", "spleen"}
+
+    viewer.choose("spleen", "medsa_2d")
+    viewer.choose("background")
+    viewer.press([CENTRE[0] + 3, CENTRE[1], CENTRE[2]])
+    viewer.page.get_by_text("Click inside spleen first.").wait_for()
+    viewer.choose("spleen")
+    assert viewer.click(CENTRE)["foreground"] == [list(CENTRE)]
+
+
+def test_another_series_of_the_study_is_opened_as_a_case_of_its_own(
+    at: Any, open_viewer: Callable[..., Any], two_series: tuple[str, list[str]]
+) -> None:
+    study, series = two_series
+    viewer = open_viewer(at)
+    viewer.page.goto(f"{at.url}/ohif/monai-label?StudyInstanceUIDs={study}", wait_until="load")
+    viewer.wait_ready()
+    first = viewer.series()
+    (other,) = set(series) - {first}
+    viewer.choose("liver")
+    viewer.click(CENTRE)
+    asked: list[str] = []
+    viewer.page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept()))
+    with viewer.page.expect_navigation(url=f"**SeriesInstanceUIDs={other}*"):
+        viewer.page.get_by_text(f"series {series.index(other)}", exact=True).first.dblclick()
+    viewer.wait_ready()
+    assert asked == ["What you changed is not submitted, and would be lost. Go on?"]
+    assert viewer.series() == other
+    assert not viewer.labelmap().any()
+    assert at.get(f"/medsa/cases/{first}")["labels"] == at.get(f"/medsa/cases/{other}")["labels"] == []
+
+
+def test_work_is_not_left_for_the_study_list_without_a_question(
+    opened: Callable[..., tuple[Any, str]],
+) -> None:
+    viewer, series = opened("LEAVING")
+    viewer.choose("liver")
+    viewer.click(CENTRE)
+    before = viewer.labelmap()
+    asked: list[str] = []
+    viewer.page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    viewer.page.locator('[data-cy="return-to-work-list"]').click()
+    assert len(asked) == 1
+    assert viewer.series() == series
+    assert np.array_equal(viewer.labelmap(), before)
+    assert viewer.submit() == "Saved as version 1, in the PACS."
+    viewer.page.locator('[data-cy="return-to-work-list"]').click()
+    viewer.page.get_by_text("LEAVING", exact=True).first.wait_for()
+    assert len(asked) == 1
+
+
 def test_a_saved_label_is_shown_when_its_case_is_opened_again(
     at: Any, opened: Callable[..., tuple[Any, str]]
 ) -> None:
@@ -183,6 +292,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(at: Any, open_viewer: Callable
     asked: list[str] = []
     viewer.page.on("request", lambda request: asked.append(request.url))
     viewer.study_list("PHANTOM-001")
+    viewer.open_from_list("PHANTOM-001")
     assert asked
     assert [url for url in asked if not url.startswith((at.url, "data:", "blob:"))] == []
 

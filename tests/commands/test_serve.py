@@ -1,12 +1,14 @@
 """`cli.py serve`: what it needs it starts, what it started it stops, and what it cannot it says."""
 
 import argparse
-import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -33,6 +35,7 @@ def arguments(tmp_path: Path) -> argparse.Namespace:
 
 def test_the_server_gets_what_was_asked_for(arguments: argparse.Namespace) -> None:
     command = start_command(arguments, "http://pacs/dicom-web", Path("app"))
+    command = command[command.index("monailabel.main") :]
     assert command[1:8] == [
         "start_server",
         "--app",
@@ -64,6 +67,36 @@ def test_a_port_in_use_is_passed_over() -> None:
         assert first < free_port(first) < first + PACS_PORTS
 
 
+def test_a_server_port_in_use_is_said_before_anything_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, str(CLI), "serve", "--data", str(tmp_path / "data"), "--port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert f"port: {port} is not accepted; allowed: one that is free at 127.0.0.1" in ended.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.server
+def test_a_killed_starter_leaves_nothing_running(tmp_path: Path) -> None:
+    if not Orthanc.is_installed() or not shutil.which("setpriv"):
+        pytest.skip("no Orthanc or no setpriv here")
+    with started(tmp_path) as (process, _):
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert alive == []
+
+
 def test_without_apt_the_one_command_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,29 +120,39 @@ def test_demo_series_are_put_into_an_empty_pacs_only(orthanc: Orthanc, tmp_path:
 
 @pytest.mark.server
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_all_is_up_with_one_command_and_gone_after_one_signal(tmp_path: Path, ending: signal.Signals) -> None:
     if not Orthanc.is_installed():
         pytest.skip("no Orthanc here")
+    with started(tmp_path) as (process, port):
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("Orthanc" in " ".join(child.cmdline()) for child in children)
+        answer = httpx.get(f"http://127.0.0.1:{port}/proxy/dicom/qido/studies", timeout=60)
+        assert len(answer.json()) == serve.DEMO_CASES
+        process.send_signal(ending)
+        assert process.wait(timeout=120) == 0
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert alive == []
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`cli.py serve` once it is up, and its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path / "serve.log"
-    command = [sys.executable, str(CLI), "serve", "--data", str(tmp_path / "data"), "--port", str(port)]
-    command += ["--conf", "base", "vit_t", "--conf", "state", str(tmp_path / "state")]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    log = folder / "serve.log"
+    command = [sys.executable, str(CLI), "serve", "--data", str(folder / "data"), "--port", str(port)]
+    command += ["--conf", "base", "vit_t", "--conf", "state", str(folder / "state")]
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
-    deadline = time.monotonic() + 600
-    while f"medsa: OHIF: http://127.0.0.1:{port}/ohif/" not in log.read_text(errors="replace"):
-        assert process.poll() is None, log.read_text(errors="replace")
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert any("Orthanc" in " ".join(child.cmdline()) for child in started)
-    answer = httpx.get(f"http://127.0.0.1:{port}/proxy/dicom/qido/studies", timeout=60)
-    assert len(answer.json()) == serve.DEMO_CASES
-    process.send_signal(ending)
-    assert process.wait(timeout=120) == 0
-    _, alive = psutil.wait_procs(started, timeout=30)
-    assert alive == []
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 600
+        while f"medsa: OHIF: http://127.0.0.1:{port}/ohif/" not in log.read_text(errors="replace"):
+            assert process.poll() is None, log.read_text(errors="replace")
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield process, port
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,5 +1,6 @@
 """What of a PACS a browser reaches through the server: a real Orthanc behind the real routes."""
 
+import base64
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -134,4 +135,18 @@ def test_the_login_is_the_servers_and_is_in_no_log(
     monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PASSWORD", "s3cret-word")
     with caplog.at_level(logging.DEBUG):
         assert len(client_of(orthanc.url).get("/proxy/dicom/qido/series").json()) == 2
-    assert "s3cret-word" not in caplog.text
+    for secret in ("s3cret-word", base64.b64encode(b"reader:s3cret-word").decode()):
+        assert secret not in caplog.text
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}])
+def test_pages_of_other_sites_get_nothing(
+    client_of: ClientOf, orthanc: Orthanc, two_series: list[list[Path]], headers: dict[str, str]
+) -> None:
+    client = client_of(orthanc.url)
+    assert client.get("/proxy/dicom/qido/series", headers=headers).status_code == 403
+    sent = {**headers, "content-type": "application/json"}
+    assert client.post("/proxy/dicom/stow/studies", content=b"{}", headers=sent).status_code == 403
+    own = {"origin": "http://testserver", "sec-fetch-site": "same-origin"}
+    assert client.get("/proxy/dicom/qido/series", headers=own).status_code == 200

@@ -19,15 +19,16 @@ from types import FrameType
 import httpx
 
 from lib.commands.demo import write_demo_series
-from lib.dicom.orthanc import INSTALL, PACKAGES, Orthanc
+from lib.dicom.orthanc import INSTALL, PACKAGES, Orthanc, tied_to_starter
 from lib.dicom.pacs import Pacs
 from lib.dicom.upload import upload_folder
-from lib.errors import PacsError
+from lib.errors import InputError, PacsError
 
 PACS_PORT, PACS_PORTS = 8042, 20
 DEMO_CASES = 8
 POLL_S, PATIENCE_S = 0.5, 30.0
 SCHEMES = ("http://", "https://")
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     """Serves until Ctrl-C or SIGTERM, then stops what it started; the server's exit code."""
     # Also where it was started in the background, which has Ctrl-C ignored.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDINGS:
         signal.signal(number, _interrupt)
+    check_port(arguments.host, arguments.port)
     if arguments.studies:
         return _serve(arguments, arguments.studies, app_dir)
     if not Orthanc.is_installed():
@@ -119,9 +121,28 @@ def free_port(first: int) -> int:
     raise PacsError(f"ports {first} to {first + PACS_PORTS - 1} are all in use")
 
 
+def check_port(host: str, port: int) -> None:
+    """Raises InputError for a port that another program has: that one would be asked whether we are there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError("port", port, f"one that is free at {host} ({error.strerror})") from error
+
+
 def start_command(arguments: argparse.Namespace, studies: str, app_dir: Path) -> list[str]:
     """MONAI Label's own command."""
-    command = [str(Path(sys.executable).parent / "monailabel"), "start_server", "--app", str(app_dir)]
+    command = [
+        *tied_to_starter(),
+        sys.executable,
+        "-m",
+        "monailabel.main",
+        "start_server",
+        "--app",
+        str(app_dir),
+    ]
     command += ["--studies", studies, "--host", arguments.host, "--port", str(arguments.port)]
     conf = [["task", arguments.task], *arguments.conf]
     return command + [part for key, value in conf for part in ("--conf", key, value)]
@@ -171,6 +192,8 @@ def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield server
     finally:
+        for number in ENDINGS:
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         if server.poll() is None:
             _end(server)
 

@@ -20,6 +20,11 @@ PACKAGES = ("orthanc", "orthanc-dicomweb")
 INSTALL = f"apt-get install {' '.join(PACKAGES)}"
 
 
+def tied_to_starter() -> list[str]:
+    """What goes before a command so that it does not outlive a starter that is killed (util-linux)."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+
+
 class Orthanc:
     """One server with what it stores in `folder`; `login` is the user and the password that it asks for.
 
@@ -57,9 +62,8 @@ class Orthanc:
             environment = {**os.environ, "LC_ALL": "C"}
             # A session of its own, so that Ctrl-C lets those end first who use it; and yet it does not outlive a
             # starter that is killed.
-            tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
             self._process = subprocess.Popen(
-                [*tied, "Orthanc", str(config)],
+                [*tied_to_starter(), "Orthanc", str(config)],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -89,12 +93,12 @@ class Orthanc:
             if not self.is_running:
                 raise PacsError(f"Orthanc did not start; see {self.folder / 'orthanc.log'}")
             try:
-                answer = httpx.get(f"http://127.0.0.1:{self.port}/system", auth=self.login, timeout=5)
+                url = f"http://127.0.0.1:{self.port}/system"
+                if httpx.get(url, auth=self.login, timeout=5, trust_env=False).status_code == 200:
+                    return
             except httpx.TransportError:
-                time.sleep(0.1)
-                continue
-            if answer.status_code == 200:
-                return
+                pass
+            time.sleep(0.1)
         self.stop()
         raise PacsError(f"Orthanc did not answer in {PATIENCE_S:g} s; see {self.folder / 'orthanc.log'}")
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from dicomweb_client import DICOMwebClient
@@ -49,6 +50,11 @@ class SeriesEntry:
     modality: str
     description: str = ""
     instances: int | None = None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether it is on this machine, which no proxy that the environment names is to be asked for."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 class Pacs:
@@ -129,6 +135,7 @@ class Pacs:
         if client is None:
             session = requests.Session()
             session.auth = self._login
+            session.trust_env = not is_loopback(self.url)
             for scheme in ("http://", "https://"):
                 session.mount(scheme, _Patient())
             client = DICOMwebClient(self.url, session=session)

@@ -49,7 +49,8 @@ def _readable(files: Iterable[Path], found: Uploaded) -> Iterator[tuple[Path, Da
             yield path, pydicom.dcmread(path)
         except InvalidDicomError:
             found.others += 1
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001 (said of the file, below)
+            # A file that is cut off makes pydicom raise whatever it was about to read.
             found.refused[path.name] = f"it cannot be read ({type(error).__name__})"
 
 

@@ -32,9 +32,10 @@ def case_router(app: Any, labels: dict[str, int]) -> APIRouter:
         response_class=Response,
     )
     def label(image: str, user: AnyUser) -> Response:
-        volume = load_volume(store.image_path(image))
-        values = load_label(store.label_path(image, FINAL), volume, labels)
+        volume, path = load_volume(store.image_path(image)), store.label_path(image, FINAL)
+        # Before the voxels: should somebody save in between, a viewer knows too little, and not too much.
         version = store.get_label_info(image, FINAL).get("version", 0)
+        values = load_label(path, volume, labels)
         body = gzip.compress(np.asarray(values, np.uint8).tobytes(order="F"), compresslevel=LEVEL)
         headers = {
             "content-encoding": "gzip",

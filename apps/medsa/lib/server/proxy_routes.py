@@ -15,8 +15,9 @@ from fastapi.responses import StreamingResponse
 from monailabel.config import settings
 from starlette.background import BackgroundTask
 
+from lib.dicom.pacs import is_loopback
 from lib.errors import NotFoundError, PacsUnreachableError
-from lib.server.routing import Annotator, AnyUser, MedsaRoute, OwnPage
+from lib.server.routing import Annotator, AnyUser, MedsaRoute, OwnSite
 
 # What DICOMweb (PS3.18) has below its root.
 RESOURCES = ("studies", "series", "instances", "bulkdata")
@@ -39,11 +40,11 @@ def proxy_router(studies: str, transport: httpx.AsyncBaseTransport | None = None
     forward = _Forwarder(studies.rstrip("/"), transport)
 
     @router.get("/{path:path}")
-    async def get(request: Request, path: str, user: AnyUser) -> Any:
+    async def get(request: Request, path: str, user: AnyUser, own_site: OwnSite) -> Any:
         return await forward(request, path)
 
     @router.post("/{path:path}")
-    async def post(request: Request, path: str, user: Annotator, own_page: OwnPage) -> Any:
+    async def post(request: Request, path: str, user: Annotator, own_site: OwnSite) -> Any:
         return await forward(request, path)
 
     return router
@@ -78,7 +79,10 @@ class _Forwarder:
         if self._client is None:
             user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
             login = httpx.BasicAuth(user, password) if user and password else None
-            self._client = httpx.AsyncClient(auth=login, timeout=TIMEOUT, transport=self._transport)
+            # A proxy of the environment would be sent the password, and cannot reach this machine anyway.
+            self._client = httpx.AsyncClient(
+                auth=login, timeout=TIMEOUT, transport=self._transport, trust_env=not is_loopback(self._root)
+            )
         return self._client
 
 

@@ -4,6 +4,8 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from monailabel.config import settings
+from starlette.middleware.cors import CORSMiddleware
 
 from lib.server.body_limit import limit_bodies
 from lib.server.case_routes import case_router
@@ -36,5 +38,17 @@ def add_routes(server: FastAPI, app: Any, parts: Parts, housekeeping: Housekeepi
         ohif_router(parts.app_dir),
         proxy_router(app.studies),
     )
+    keep_other_sites_out(server)
     server.router.routes[0:0] = [route for router in routers for route in router.routes]
     limit_bodies(server, serving.max_body_mb)
+
+
+def keep_other_sites_out(server: FastAPI) -> None:
+    """Pages of other sites may use the server only where MONAI_LABEL_CORS_ORIGINS names them.
+
+    MONAI Label lets every site, by default, read all that a browser of this network can reach: images and labels.
+    """
+    if not settings.MONAI_LABEL_CORS_ORIGINS:
+        for middleware in server.user_middleware:
+            if middleware.cls is CORSMiddleware:
+                middleware.kwargs["allow_origins"] = ()

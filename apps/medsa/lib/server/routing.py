@@ -38,7 +38,8 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 def check_own_page(request: Request) -> None:
     """Raises HTTPException 403 for a form that another site's page has sent: a browser would send it unasked.
 
-    JSON from another site is not such a form: the browser asks this server first whether it may send it (CORS).
+    JSON from another site is not such a form: the browser asks this server first whether it may send it, and it may
+    only for a site that MONAI_LABEL_CORS_ORIGINS names (`lib.server.routes`).
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         return
@@ -51,7 +52,16 @@ def check_own_page(request: Request) -> None:
         raise HTTPException(403, f"origin: {origin!r} is not accepted; allowed: this server's own page")
 
 
+def check_own_site(request: Request) -> None:
+    """Raises HTTPException 403 for whatever another site's page has sent, JSON too."""
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if site not in (None, "same-origin", "none") or not own:
+        raise HTTPException(403, f"origin: {origin!r} is not accepted; allowed: this server's own page")
+
+
 OwnPage = Annotated[None, Depends(check_own_page)]
+OwnSite = Annotated[None, Depends(check_own_site)]
 
 
 class MedsaRoute(APIRoute):

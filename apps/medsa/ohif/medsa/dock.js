@@ -1,15 +1,17 @@
 // The dock on top of the MONAI Label panel: what would be submitted, Submit label, Next sample, and how training goes.
-import { contents, imageIsLoaded, openSeries, packed, show, voxels } from './labels.js';
-import { chosenLabel, connect, isNextSample, isPrompt, noteRow, run } from './panel.js';
+import { contents, imageIsLoaded, openSeries, packed, put, show, voxels } from './labels.js';
+import { chosenLabel, connect, isNextSample, isPrompt, keepRow, noteRow, pressedRun, run } from './panel.js';
 import { currentLabel, info, nextCase, open, savedLabels, saveLabel, status } from './server.js';
 import { ignoreTraffic, watchTraffic } from './traffic.js';
 
 const POLL_MS = 3000;
 const PATIENCE_MS = 180_000;
+const SERIES_MS = 500;
 const COUNT_MS = 400; // counting 25 million voxels takes a tenth of a second: not with every dab of a brush
 const NAME_KEY = 'medsa-name';
 const CLIENT_KEY = 'medsa-client';
 const EVERY_CLICK_KEY = 'medsa-every-click';
+const LEAVE = 'What you changed is not submitted, and would be lost. Go on?';
 
 let dock = null; // the open dock, one a page
 
@@ -35,6 +37,9 @@ class Dock {
     this.image = null;
     this.seen = 0; // newest version of this case that is known here
     this.changed = false; // since it was opened or submitted
+    this.sending = false;
+    this.before = null; // what was shown before the last answer
+    this.outside = new Map(); // click on the background -> the label that it was made for
     this.answers = 0;
     this.asking = 0;
     this.clicked = false; // while the model was busy
@@ -53,18 +58,22 @@ class Dock {
 
   listen() {
     const { signal } = this.ended;
-    const { submit, next, load, everyClick, name } = this.view;
+    const { submit, next, load, undo, everyClick, name } = this.view;
     submit.addEventListener('click', () => this.guarded(() => this.submit()));
     next.addEventListener('click', () => this.guarded(() => this.next()));
-    load.addEventListener('click', () => this.guarded(() => this.load()));
+    load.addEventListener('click', () => this.guarded(() => this.mayLeave() && this.load()));
+    undo.addEventListener('click', () => this.undo());
     everyClick.addEventListener('change', () => localStorage.setItem(EVERY_CLICK_KEY, everyClick.checked));
     name.addEventListener('change', () => localStorage.setItem(NAME_KEY, name.value.trim()));
     document.addEventListener('click', event => noteRow(event, this.commandsManager), { signal, capture: true });
-    document.addEventListener('click', event => this.replaceNextSample(event), { signal, capture: true });
-    window.addEventListener('beforeunload', event => this.changed && event.preventDefault(), { signal });
+    document.addEventListener('click', keepRow, { signal });
+    document.addEventListener('change', keepRow, { signal });
+    document.addEventListener('click', event => this.replacePress(event), { signal, capture: true });
+    window.addEventListener('beforeunload', event => (this.changed || this.sending) && event.preventDefault(), { signal });
+    window.addEventListener('popstate', event => this.holdBack(event), { signal, capture: true });
     watchTraffic({
-      add: model => ({ client_id: this.client(), ...(this.deepgrow.has(model) && chosenLabel() ? { label: chosenLabel() } : {}) }),
-      started: () => this.asking++,
+      complete: (model, params) => this.completed(model, params),
+      started: () => this.noteStart(),
       answered: answer => this.answered(answer),
     });
     // The panel is drawn, and drawn anew, by React: the dock is put back wherever that leaves it out.
@@ -88,7 +97,54 @@ class Dock {
     await this.until(imageIsLoaded);
     await connect(condition => this.until(condition), () => voxels(this.services));
     this.watchVolume();
-    await this.openCase(openSeries(this.services));
+    await this.openCase(openSeries(this.services).series);
+    this.watchSeries();
+  }
+
+  /**
+   * The panel has one segmentation, made for the series that was opened: with another one on the screen its masks would
+   * be saved as labels of the first. Another series is opened by its own address.
+   */
+  watchSeries() {
+    let shown = this.image;
+    const timer = setInterval(() => {
+      const found = openSeries(this.services);
+      if (!found || found.series === shown) {
+        return;
+      }
+      shown = found.series; // asked about once
+      if (shown !== this.image && this.mayLeave()) {
+        clearInterval(timer);
+        this.go(found.study, found.series);
+      }
+    }, SERIES_MS);
+    this.ended.signal.addEventListener('abort', () => clearInterval(timer));
+  }
+
+  /** Throws while another series is shown than the one whose label this is. */
+  checkSeries() {
+    const found = openSeries(this.services);
+    if (!found || found.series !== this.image) {
+      throw new Error('Another series is shown than the one that is annotated; open that one first.');
+    }
+  }
+
+  /** Whether nothing would be lost, or a person says that it may be. */
+  mayLeave() {
+    return !(this.changed || this.sending) || window.confirm(LEAVE);
+  }
+
+  go(study, series) {
+    this.changed = false;
+    location.assign(`/ohif/monai-label?StudyInstanceUIDs=${study}&SeriesInstanceUIDs=${series}`);
+  }
+
+  /** The way back in the browser leaves the case without loading a page. */
+  holdBack(event) {
+    if (!this.mayLeave()) {
+      event.stopImmediatePropagation();
+      history.forward();
+    }
   }
 
   watchVolume() {
@@ -105,23 +161,63 @@ class Dock {
   async openCase(image) {
     this.image = image;
     open(image).catch(() => undefined); // the server fetches and encodes it before the first click
-    const saved = (await savedLabels(image)).labels;
-    this.seen = saved.at(-1)?.version ?? 0;
-    if (saved.length) {
-      await this.load();
+    const found = await currentLabel(image);
+    this.changed = this.count().length > 0;
+    if (found && this.changed) {
+      this.view.load.hidden = false; // the first click was quicker than the label
+    } else if (found) {
+      await this.show(found);
     }
+    this.view.submit.disabled = false; // until here a label of somebody else could have been replaced unseen
     this.view.root.dataset.ready = image;
-    this.count();
   }
 
   async load() {
-    show(this.services, await currentLabel(this.image), this.labels);
-    const newest = (await savedLabels(this.image)).labels.at(-1);
-    this.seen = newest.version;
-    this.view.load.hidden = true;
+    const found = await currentLabel(this.image);
+    if (found) {
+      await this.show(found);
+    }
+  }
+
+  async show(found) {
+    show(this.services, found.voxels, this.labels);
     this.changed = false;
+    this.before = null;
+    this.view.undo.hidden = true;
+    this.seen = found.version;
+    this.view.load.hidden = true;
     this.count();
-    this.say(`Shown: version ${newest.version}, saved by ${newest.author}.`);
+    const { labels } = await savedLabels(this.image);
+    const author = labels.find(({ version }) => version === found.version)?.author ?? 'somebody';
+    this.say(`Shown: version ${found.version}, saved by ${author}.`);
+  }
+
+  undo() {
+    put(this.services, this.before);
+    this.before = null;
+    this.view.undo.hidden = true;
+  }
+
+  /** A request's params with who asks and for which label; clicks outside count for the label that they were made for. */
+  completed(model, params) {
+    const label = chosenLabel();
+    if (!this.deepgrow.has(model) || !label) {
+      return { client_id: this.client(), ...params };
+    }
+    const background = (params.background ?? []).filter(point => {
+      const key = point.join();
+      if (!this.outside.has(key)) {
+        this.outside.set(key, label);
+      }
+      return this.outside.get(key) === label;
+    });
+    return { client_id: this.client(), label, ...params, background };
+  }
+
+  noteStart() {
+    this.asking++;
+    this.before = voxels(this.services);
+    this.waiting.splice(0).forEach(resolve => setTimeout(resolve, 0));
   }
 
   noteChange() {
@@ -139,6 +235,7 @@ class Dock {
   }
 
   async submit() {
+    this.checkSeries();
     const array = voxels(this.services);
     const found = this.count(array);
     const strange = found.filter(({ value }) => value === undefined).map(({ name }) => name);
@@ -152,6 +249,7 @@ class Dock {
     const params = { label_info, client_id: this.client(), seen_version: this.seen };
     this.say('Sending ...');
     this.changed = false; // what is painted from here on is not in what is sent
+    this.sending = true;
     try {
       const answer = await saveLabel(this.image, packed(array, found), params, part => this.showProgress(part));
       this.seen = answer.version;
@@ -160,13 +258,14 @@ class Dock {
       this.changed = true;
       throw error;
     } finally {
+      this.sending = false;
       this.showProgress(null);
       this.poll();
     }
   }
 
   async next() {
-    if (this.changed && !window.confirm('What you changed is not submitted, and would be lost. Go on?')) {
+    if (!this.mayLeave()) {
       return;
     }
     const found = await nextCase(this.client());
@@ -175,17 +274,30 @@ class Dock {
     } else if (found.id === this.image) {
       this.say('This case is still yours: submit it first.');
     } else {
-      this.changed = false;
-      const query = `StudyInstanceUIDs=${found.StudyInstanceUID}&SeriesInstanceUIDs=${found.SeriesInstanceUID}`;
-      location.assign(`/ohif/monai-label?${query}`);
+      this.go(found.StudyInstanceUID, found.SeriesInstanceUID);
     }
   }
 
-  replaceNextSample(event) {
+  /** Presses of OHIF's own buttons that would do something else than they say. */
+  replacePress(event) {
+    const leaves = event.target.closest?.('[data-cy="return-to-work-list"]') && !this.mayLeave();
+    const pressed = pressedRun(event);
     if (isNextSample(event)) {
-      event.stopImmediatePropagation();
       this.guarded(() => this.next());
+    } else if (pressed === 'points') {
+      this.run();
+    } else if (pressed === 'other') {
+      try {
+        this.checkSeries();
+        return;
+      } catch (error) {
+        this.say(error.message, 'error');
+      }
+    } else if (!leaves) {
+      return;
     }
+    event.stopImmediatePropagation();
+    event.preventDefault();
   }
 
   async runOnClick() {
@@ -197,13 +309,22 @@ class Dock {
       return;
     }
     await new Promise(resolve => setTimeout(resolve, 0)); // the tool has to finish the click first
-    run(() => new Promise(resolve => this.waiting.push(resolve))).catch(error => this.say(error.message, 'error'));
+    await this.run();
+  }
+
+  async run() {
+    try {
+      this.checkSeries();
+      await run(() => new Promise(resolve => this.waiting.push(resolve)));
+    } catch (error) {
+      this.say(error.message, 'error');
+    }
   }
 
   answered(answer) {
     this.asking--;
-    this.waiting.splice(0).forEach(resolve => setTimeout(resolve, 0));
     if (answer.ok) {
+      this.view.undo.hidden = false;
       this.answers++;
       this.view.model.textContent = `${answer.base}, ${versionText(answer.version)} answered in ${answer.seconds.toFixed(2)} s`;
       this.view.root.dataset.answers = this.answers;
@@ -291,7 +412,8 @@ class Dock {
     } catch (error) {
       this.say(error.message, 'error');
     } finally {
-      submit.disabled = next.disabled = false;
+      submit.disabled = !this.view.root.dataset.ready;
+      next.disabled = false;
     }
   }
 
@@ -345,8 +467,9 @@ function view() {
     <table aria-label="What would be submitted"><tbody data-part="contents"></tbody></table>
     <p data-part="empty" class="soft-text">No voxel has a label yet.</p>
     <div class="buttons">
-      <button type="button" data-part="submit" id="medsa-submit">Submit label</button>
+      <button type="button" data-part="submit" id="medsa-submit" disabled>Submit label</button>
       <button type="button" data-part="next" id="medsa-next" class="soft">Next sample</button>
+      <button type="button" data-part="undo" class="soft" hidden>Undo answer</button>
       <button type="button" data-part="load" class="soft" hidden>Show newest label</button>
     </div>
     <progress data-part="sent" max="1" aria-label="Part of the label that is sent" hidden></progress>

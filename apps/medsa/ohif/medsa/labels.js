@@ -50,6 +50,14 @@ export function packed(array, found) {
   return values;
 }
 
+/** Shows `array`, whose numbers are OHIF's. */
+export function put(services, array) {
+  services.segmentationService.getLabelmapVolume(SEGMENTATION).voxelManager.setCompleteScalarDataArray(array);
+  const { Events } = window.cornerstoneTools.Enums;
+  const { eventTarget, triggerEvent } = window.cornerstone;
+  triggerEvent(eventTarget, Events.SEGMENTATION_DATA_MODIFIED, { segmentationId: SEGMENTATION });
+}
+
 /** Shows a saved label, whose values are those of `labels`. */
 export function show(services, saved, labels) {
   const numbers = new Map([...segmentNames(services)].map(([number, name]) => [name, number]));
@@ -57,18 +65,15 @@ export function show(services, saved, labels) {
   for (const [name, value] of Object.entries(labels)) {
     table[value] = numbers.get(name) ?? 0;
   }
-  const volume = services.segmentationService.getLabelmapVolume(SEGMENTATION);
-  volume.voxelManager.setCompleteScalarDataArray(saved.map(value => table[value]));
-  const { Events } = window.cornerstoneTools.Enums;
-  const { eventTarget, triggerEvent } = window.cornerstone;
-  triggerEvent(eventTarget, Events.SEGMENTATION_DATA_MODIFIED, { segmentationId: SEGMENTATION });
+  put(services, saved.map(value => table[value]));
 }
 
-/** The series in the active viewport: its SeriesInstanceUID is the image's id. */
+/** The series in the active viewport, {study, series}: its SeriesInstanceUID is the image's id. Null for none. */
 export function openSeries(services) {
   const { viewports, activeViewportId } = services.viewportGridService.getState();
   const [shown] = viewports.get(activeViewportId)?.displaySetInstanceUIDs ?? [];
-  return services.displaySetService.getDisplaySetByUID(shown)?.SeriesInstanceUID ?? null;
+  const found = services.displaySetService.getDisplaySetByUID(shown);
+  return found && found.Modality !== 'SEG' ? { study: found.StudyInstanceUID, series: found.SeriesInstanceUID } : null;
 }
 
 /** Whether all voxels of the image have arrived. */

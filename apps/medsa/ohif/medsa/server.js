@@ -1,6 +1,7 @@
 // What the dock asks of the medsa server.
 
 const STATUS_PATIENCE_MS = 10_000;
+const SAVE_PATIENCE_MS = 180_000;
 
 /** An answer that is none; its message is the server's own. */
 export class ServerError extends Error {}
@@ -12,10 +13,14 @@ export const savedLabels = image => getJson(`/medsa/cases/${encodeURIComponent(i
 /** Tells the server that a case is open. */
 export const open = image => getJson(`/datastore/image/info?image=${encodeURIComponent(image)}`);
 
-/** The current label's voxels, uint8 with i fastest and the values of /info/. */
+/** The current label: its version, and its voxels, uint8 with i fastest and the values of /info/. Null for none. */
 export async function currentLabel(image) {
-  const answer = await checked(await fetch(`/medsa/cases/${encodeURIComponent(image)}/label`));
-  return new Uint8Array(await answer.arrayBuffer());
+  const answer = await fetch(`/medsa/cases/${encodeURIComponent(image)}/label`);
+  if (answer.status === 404) {
+    return null;
+  }
+  const { headers } = await checked(answer);
+  return { version: Number(headers.get('medsa-label-version')), voxels: new Uint8Array(await answer.arrayBuffer()) };
 }
 
 /** The case that the strategy has chosen for `client`; an empty object when none is left. */
@@ -36,10 +41,18 @@ export async function saveLabel(image, voxels, params, onProgress) {
     request.open('PUT', `/datastore/label?image=${encodeURIComponent(image)}`);
     request.upload.onprogress = event => event.lengthComputable && onProgress(event.loaded / event.total);
     request.onerror = () => reject(new ServerError('the server cannot be reached; the label is still here, try again'));
-    request.onload = () =>
-      request.status === 200
-        ? resolve(JSON.parse(request.responseText))
-        : reject(new ServerError(detailOf(request.responseText, request.status)));
+    request.ontimeout = () => reject(new ServerError('the server does not answer; the label is still here, try again'));
+    request.onload = () => {
+      try {
+        if (request.status !== 200) {
+          throw new ServerError(detailOf(request.responseText, request.status));
+        }
+        resolve(JSON.parse(request.responseText));
+      } catch (error) {
+        reject(error);
+      }
+    };
+    request.timeout = SAVE_PATIENCE_MS;
     request.send(form);
   });
 }

@@ -5,10 +5,12 @@ const MODEL = /^\/infer\/([^/]+)$/;
 
 let handlers = null;
 let watched = false;
+const running = new Set();
 
 /**
- * From now on `add(model)` is put into every request for a mask, `started()` and `answered({ok, text, base, version,
- * seconds})` are called around it. The panel keeps its client to itself, so the browser's own is watched.
+ * From now on `complete(model, params)` gives the params of every request for a mask, and `started()` and
+ * `answered({ok, text, base, version, seconds})` are called around it. The panel keeps its client to itself, so the
+ * browser's own is watched.
  */
 export function watchTraffic(added) {
   handlers = added;
@@ -24,29 +26,35 @@ export function watchTraffic(added) {
   };
   XMLHttpRequest.prototype.send = function (body) {
     if (handlers && this.medsaModel && body instanceof FormData) {
-      complete(body, handlers.add(decodeURIComponent(this.medsaModel)));
-      handlers.started();
-      this.addEventListener('loadend', () => handlers?.answered(described(this)));
+      follow(this, body, handlers);
     }
     return send.call(this, body);
   };
 }
 
-/** Nothing is added or told any more. */
+/** Nothing is added or told any more. What runs is ended: its mask would be painted into whatever is opened next. */
 export function ignoreTraffic() {
   handlers = null;
+  running.forEach(request => request.abort());
+  running.clear();
 }
 
-function complete(form, added) {
+function follow(request, form, own) {
   const params = JSON.parse(form.get('params') ?? '{}');
-  form.set('params', JSON.stringify({ ...added, ...params }));
+  form.set('params', JSON.stringify(own.complete(decodeURIComponent(request.medsaModel), params)));
+  running.add(request);
+  own.started();
+  request.addEventListener('loadend', () => {
+    running.delete(request);
+    own.answered(described(request));
+  });
 }
 
 function described(request) {
   if (request.status !== 200) {
-    const text = request.status ? detailOf(new TextDecoder().decode(request.response ?? new ArrayBuffer()), request.status) : 'the server cannot be reached';
-    return { ok: false, text };
+    const body = new TextDecoder().decode(request.response ?? new ArrayBuffer());
+    return { ok: false, text: request.status ? detailOf(body, request.status) : 'The server cannot be reached.' };
   }
-  const [base, version, seconds] = ['medsa-base', 'medsa-version', 'medsa-seconds'].map(name => request.getResponseHeader(name));
+  const [base, version, seconds] = ['base', 'version', 'seconds'].map(name => request.getResponseHeader(`medsa-${name}`));
   return { ok: true, base, version: Number(version), seconds: Number(seconds) };
 }
