@@ -25,8 +25,8 @@ from lib.volume import load_volume
 LABELS = {"liver": 1, "spleen": 2, "kidney": 3}
 CLICKED, PAINTED = ("liver", "spleen"), "kidney"
 TRAINS_AFTER = 5  # labels; all but one come from others
-# Half a minute on five labels may well make something worse, and nothing better for sure. That is not the question here:
-# the gate asks only whether something is better on average.
+# Half a minute on five labels may well make something worse, and nothing better for sure. That is no question here: the
+# gate asks only whether something is better on average.
 LOOP_SETTINGS = {
     "train_after": str(TRAINS_AFTER),
     "train_minutes": "0.5",
