@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 APP = ROOT / "apps" / "medsa"
 sys.path[:0] = [str(APP)]
 
+from lib.dicom.orthanc import tied_to_starter  # noqa: E402 (a folder, not a package)
+
 PATIENCE_S = 600.0
 _PACS, _READY = re.compile(r"medsa: PACS: Orthanc at (\S+),"), "medsa: OHIF: "
 
@@ -61,6 +63,7 @@ def station(folder: Path, options: Sequence[str] = (), **conf: str) -> Iterator[
     port, log = _free_port(), folder / "serve.log"
     settings = {"base": "vit_t", "state": str(folder / "state"), "pacs_seconds": "1", **conf}
     command = [
+        *tied_to_starter(),
         sys.executable,
         str(APP / "cli.py"),
         "serve",
@@ -79,7 +82,7 @@ def station(folder: Path, options: Sequence[str] = (), **conf: str) -> Iterator[
         yield Station(f"http://127.0.0.1:{port}", found[1] if found else "", folder, process)
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.wait(timeout=PATIENCE_S)
 
 

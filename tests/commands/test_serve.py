@@ -105,16 +105,26 @@ def test_without_apt_the_one_command_is_said(
         install_orthanc()
 
 
+def test_what_only_waits_loads_neither_torch_nor_monai() -> None:
+    code = (
+        "import sys, lib.commands.serve; print([name for name in ('torch', 'monai') if name in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=CLI.parent, capture_output=True, text=True, check=True
+    ).stdout
+    assert found.strip() == "[]"
+
+
 @pytest.mark.server
 def test_demo_series_are_put_into_an_empty_pacs_only(orthanc: Orthanc, tmp_path: Path, make_series) -> None:
     _, files = make_series()
-    fill(orthanc, tmp_path / "demo", files[0].parent)
+    fill(orthanc, tmp_path / "demo", files[0].parent, CLI.parent)
     listed = {entry.series for entry in Pacs(orthanc.url).find(["CT"])}
     truth = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "demo" / "truth").iterdir()}
     assert len(truth) == serve.DEMO_CASES
     assert truth < listed
     assert len(listed) == serve.DEMO_CASES + 1
-    fill(orthanc, tmp_path / "other", None)
+    fill(orthanc, tmp_path / "other", None, CLI.parent)
     assert not (tmp_path / "other").exists()
 
 

@@ -18,7 +18,6 @@ from types import FrameType
 
 import httpx
 
-from lib.commands.demo import write_demo_series
 from lib.dicom.orthanc import INSTALL, PACKAGES, Orthanc, tied_to_starter
 from lib.dicom.pacs import Pacs
 from lib.dicom.upload import upload_folder
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
         install_orthanc()
     with Orthanc(arguments.data / "pacs", free_port(PACS_PORT)) as orthanc:
         say(f"PACS: Orthanc at {orthanc.url}, on this machine only; its data in {orthanc.folder}")
-        fill(orthanc, arguments.data / "demo-dicom", arguments.demo)
+        fill(orthanc, arguments.data / "demo-dicom", arguments.demo, app_dir)
         return _serve(arguments, orthanc.url, app_dir)
 
 
@@ -91,11 +90,14 @@ def install_orthanc() -> None:
         )
 
 
-def fill(orthanc: Orthanc, demo: Path, further: Path | None) -> None:
+def fill(orthanc: Orthanc, demo: Path, further: Path | None, app_dir: Path) -> None:
     """Puts the made series into a PACS that has none, and the DICOM files of `further`."""
     pacs = Pacs(orthanc.url)
     if not pacs.find(("CT", "MR")):
-        write_demo_series(demo, DEMO_CASES, seed=0)
+        # In a process of its own: what draws phantoms takes half a GB, which this one would keep while it serves.
+        making = [sys.executable, str(app_dir / "cli.py"), "demo", "--dicom", "--cases", str(DEMO_CASES)]
+        if subprocess.run([*making, "--out", str(demo)], check=False).returncode:
+            raise PacsError(f"no demo series could be made in {demo}; see above")
         say(
             f"{upload_folder(pacs, demo / 'dicom').stored} instances of {DEMO_CASES} made series are in the PACS"
         )
