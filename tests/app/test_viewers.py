@@ -269,9 +269,10 @@ def test_as_ohif_asks_for_the_next_case(server: Any) -> None:
 
 def test_every_saved_label_is_kept(server: Any, label_of: LabelOf) -> None:
     label = label_of(server.studies, "case4")
-    for client in ("ann", "bob"):
+    for version, client in enumerate(("ann", "bob"), 1):
         params = {"client_id": client, "label_info": [{"name": "object", "idx": 1}]}
-        assert server.save("case4", label, params).json() == {"image": "case4", "label": "case4"}
+        saved = server.save("case4", label, params).json()
+        assert saved == {"image": "case4", "label": "case4", "version": version, "others": [], "pacs": None}
     history = server.studies / ".medsa" / "history" / "case4"
     records = [json.loads(path.read_text()) for path in sorted(history.glob("*.json"))]
     assert [(record["version"], record["author"]) for record in records] == [(1, "ann"), (2, "bob")]
