@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Locator, Page, Response, sync_playwright
 
 INSTALL = "apt-get install chromium"
-PATIENCE_MS = 40_000
+PATIENCE_MS = 90_000
 AXIAL = "mpr-axial"
 FLAGS = (
     "--no-sandbox",
