@@ -7,7 +7,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ("study-list", "clicked-spleen", "painted", "submitted", "next-case-without-a-click")
-WIDTH, COLOURS = 960, 128
+WIDTH, COLOURS = 960, 256
 
 
 def main(shots: Path, target: Path) -> int:
@@ -22,7 +22,9 @@ def main(shots: Path, target: Path) -> int:
             small = image.convert("RGB").resize(
                 (WIDTH, WIDTH * image.height // image.width), Image.Resampling.LANCZOS
             )
-        small.quantize(COLOURS).save(target / f"ohif-{step}.png", optimize=True)
+        small.quantize(COLOURS, method=Image.Quantize.FASTOCTREE).save(
+            target / f"ohif-{step}.png", optimize=True
+        )
     return 0
 
 
