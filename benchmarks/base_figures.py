@@ -1,14 +1,16 @@
 """The table of benchmarks/base.py: from what happened on every slice to figures with their bars, and as text."""
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from base_user import Honoured, Record
-from network import NO_BAR, Figure, entry_of, judged, unmeasured
+from network import NO_BAR, Figure, entry_of, judged, machine, unmeasured
 
 AT_CLICKS = (1, 3, 5, 10)
 PROMPTS = (*map(str, AT_CLICKS), "box")
@@ -235,6 +237,13 @@ def json_entry(figure: Figure) -> dict[str, Any]:
     if figure.bar == NO_BAR:
         return {**entry_of(figure), "bar": None, "holds": None}
     return entry_of(figure)
+
+
+def write_figures(figures: Iterable[Figure], file: Path | None) -> None:
+    """The file of `--json`: the machine, and an entry for each figure; nothing without a file."""
+    if file is not None:
+        content = {"machine": machine(), "figures": [json_entry(figure) for figure in figures]}
+        file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 # --- tables ---

@@ -5,7 +5,6 @@ OHIF's volumes on its processor where it has no GPU. `--part` picks parts; `--ru
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "apps" / "medsa"), str(ROOT / "benchmarks")]
 
 from base import positive  # noqa: E402 (the app and the benchmarks are folders, not packages)
-from base_figures import json_entry  # noqa: E402
+from base_figures import write_figures  # noqa: E402
 from browser_loop import (  # noqa: E402
     LABELS,
     LOOP_SETTINGS,
@@ -37,7 +36,7 @@ from browser_loop import (  # noqa: E402
 from browser_station import PATIENCE_S, Station, station  # noqa: E402
 from browser_viewer import Viewer, browser_page  # noqa: E402
 from interaction_server import wait_until  # noqa: E402
-from network import Figure, described, machine  # noqa: E402
+from network import Figure, described  # noqa: E402
 
 from lib.dicom.grid import series_grid  # noqa: E402
 from lib.dicom.image import read_headers  # noqa: E402
@@ -257,9 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         replace(figure, value=None if figure.value is None else float(figure.value)) for figure in figures
     ]
     print(*map(described, figures), sep="\n", flush=True)
-    if options.json is not None:
-        content = {"machine": machine(), "figures": [json_entry(figure) for figure in figures]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    write_figures(figures, options.json)
     return 0
 
 

@@ -5,7 +5,6 @@ without `--fresh`, so that a run can be stopped. `--quick` is a trial run of min
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "apps" / "medsa"), str(ROOT / "benchmarks")]
 
 from base import positive  # noqa: E402 (the app and the benchmarks are folders, not packages)
-from base_figures import json_entry  # noqa: E402
+from base_figures import write_figures  # noqa: E402
 from interaction_annotator import annotator_figures, plot  # noqa: E402
 from interaction_clicks import click_figures  # noqa: E402
 from interaction_cold import cold_figures  # noqa: E402
@@ -27,7 +26,7 @@ from interaction_gpu import gpu_figures  # noqa: E402
 from interaction_kept import KeptParts  # noqa: E402
 from interaction_load import load_figures  # noqa: E402
 from interaction_memory import memory_figures  # noqa: E402
-from network import Figure, described, machine  # noqa: E402
+from network import Figure, described  # noqa: E402
 
 QUICK_SHARE, QUICK_MINUTES, QUICK_CASES = 0.03, 0.1, 1
 PARTS = ("click", "cold", "load", "memory", "annotator", "gpu")
@@ -110,9 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = measured(options)
     if options.plot is not None:
         plot(figures, options.plot)
-    if options.json is not None:
-        content = {"machine": machine(), "figures": [json_entry(figure) for figure in figures]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    write_figures(figures, options.json)
     return 0
 
 

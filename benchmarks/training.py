@@ -21,8 +21,8 @@ sys.path[:0] = [str(ROOT / "apps" / "medsa"), str(ROOT / "benchmarks")]
 
 from base import positive  # noqa: E402 (the app and the benchmarks are folders, not packages)
 from base_data import MissingSetError  # noqa: E402
-from base_figures import json_entry  # noqa: E402
-from network import Figure, described, machine, unmeasured  # noqa: E402
+from base_figures import write_figures  # noqa: E402
+from network import Figure, described, unmeasured  # noqa: E402
 from training_curves import curve_figures, learned_figures, plot, write_whole  # noqa: E402
 from training_data import STUDIES, Study  # noqa: E402
 from training_kills import kill_figures  # noqa: E402
@@ -126,9 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures += found
     if options.plot is not None:
         plot(figures, STUDIES, options.plot)
-    if options.json is not None:
-        content = {"machine": machine(), "figures": [json_entry(figure) for figure in figures]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    write_figures(figures, options.json)
     return 0
 
 

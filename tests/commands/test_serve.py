@@ -16,7 +16,15 @@ import psutil
 import pytest
 
 from lib.commands import serve
-from lib.commands.serve import PACS_PORTS, addresses, fill, free_port, install_orthanc, start_command
+from lib.commands.serve import (
+    PACS_PORTS,
+    addresses,
+    fill,
+    free_port,
+    install_orthanc,
+    server_url,
+    start_command,
+)
 from lib.dicom.orthanc import Orthanc
 from lib.dicom.pacs import Pacs
 from lib.errors import PacsError
@@ -57,6 +65,21 @@ def test_ohif_is_offered_for_a_pacs_only(arguments: argparse.Namespace) -> None:
     assert [
         line for line in addresses(arguments, "/data/studies") if "OHIF" in line or "simulated" in line
     ] == []
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8123"),
+        ("0.0.0.0", "http://127.0.0.1:8123"),
+        ("::1", "http://[::1]:8123"),
+        ("::", "http://[::1]:8123"),
+        ("medsa.example", "http://medsa.example:8123"),
+    ],
+)
+def test_the_address_is_one_that_can_be_opened(arguments: argparse.Namespace, host: str, url: str) -> None:
+    arguments.host = host
+    assert server_url(arguments) == url
 
 
 def test_a_port_in_use_is_passed_over() -> None:

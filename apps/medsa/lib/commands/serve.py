@@ -152,7 +152,7 @@ def start_command(arguments: argparse.Namespace, studies: str, app_dir: Path) ->
 
 def addresses(arguments: argparse.Namespace, studies: str) -> list[str]:
     """What a person needs to know once the server answers."""
-    url = f"http://{arguments.host}:{arguments.port}"
+    url = server_url(arguments)
     lines = [
         f"3D Slicer: extension MONAILabel, module 'MONAI Label', server {url}",
         f"overview: {url}/medsa/",
@@ -169,6 +169,12 @@ def addresses(arguments: argparse.Namespace, studies: str) -> list[str]:
     return [*lines, "Ctrl-C stops everything"]
 
 
+def server_url(arguments: argparse.Namespace) -> str:
+    """Where this machine reaches the server, whichever addresses it listens on."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(arguments.host, arguments.host)
+    return f"http://[{host}]:{arguments.port}" if ":" in host else f"http://{host}:{arguments.port}"
+
+
 def say(text: str) -> None:
     """Beside the server's own output, which goes on for ever."""
     print(f"medsa: {text}", flush=True)
@@ -179,7 +185,7 @@ def _serve(arguments: argparse.Namespace, studies: str, app_dir: Path) -> int:
     # A session of its own: Ctrl-C reaches it through us, so that it ends before the PACS does.
     with _running(start_command(arguments, studies, app_dir)) as server:
         try:
-            if _answers(server, f"http://{arguments.host}:{arguments.port}/info/"):
+            if _answers(server, f"{server_url(arguments)}/info/"):
                 for line in addresses(arguments, studies):
                     say(line)
             return server.wait()
