@@ -130,6 +130,7 @@ def next_case(at: Station, viewer: Viewer) -> str:
     viewer.next_sample()
     viewer.shot("next-case")
     assert viewer.series() == expected != before
+    assert viewer.page.locator("#medsa-offer").inner_text().startswith("Case 1 of ")
     return str(expected)
 
 
@@ -169,7 +170,7 @@ def submit_over_http(at: Station, series: str, values: Mask, user: str) -> dict[
     return dict(answer.raise_for_status().json())
 
 
-def labels_in_pacs(at: Station, series: str, cold: Path) -> list[Mask]:
+def labels_in_pacs(at: Station, series: str, cold: Path, labels: Mapping[str, int] = LABELS) -> list[Mask]:
     """All segmentations of a series in the PACS as label maps (i, j, k), oldest first, read with an empty cache."""
     pacs = Pacs(at.pacs_url)
     folder = SeriesFolder(cold, pacs, ["CT", "MR"])
@@ -181,4 +182,4 @@ def labels_in_pacs(at: Station, series: str, cold: Path) -> list[Mask]:
     found = [pydicom.dcmread(pacs.fetch(entry, cold / entry.series)[0]) for entry in stored]
     own = [one for one in found if one.ReferencedSeriesSequence[0].SeriesInstanceUID == series]
     own.sort(key=lambda one: int(str(one.ContentDescription).removeprefix("label version ")))
-    return [read_segments(one, grid).as_labels(LABELS) for one in own]
+    return [read_segments(one, grid).as_labels(labels) for one in own]

@@ -239,7 +239,7 @@ class Viewer:
 
 def asked_params(answer: Response) -> dict[str, Any]:
     """The `params` of a request for a mask; raises AssertionError for an answer that is an error."""
-    body = answer.request.post_data or ""
+    body = (answer.request.post_data_buffer or b"").decode("latin1")
     assert answer.status == 200, f"{answer.status}: {answer.text()}"
-    start, end = body.index("{"), body.rindex("}") + 1
-    return dict(json.loads(body[start:end]))
+    found, _ = json.JSONDecoder().raw_decode(body, body.index("{"))  # a label file may follow
+    return dict(found)

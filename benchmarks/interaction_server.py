@@ -16,7 +16,7 @@ import numpy as np
 from loop import ROOT, server
 from numpy.typing import NDArray
 
-from lib.scoring.scores import CaseScore, ScoreTable, write_scores
+from lib.scoring.scores import CaseScore, ScoreFolder
 
 BASE, PATIENCE_S = "vit_t", 600.0
 OHIF = {
@@ -122,7 +122,7 @@ def still_server(work: Path, studies: Path, case: str, **conf: str) -> Iterator[
     state = work / "state"
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
-    write_scores(state / "scores.json", ScoreTable({case: CaseScore(0.5, BASE, 0)}))
+    ScoreFolder(state / "scores").append(case, CaseScore(BASE, 0))
     with started(work, studies, **conf) as url, Clicker(url) as clicker:
         # Without a model nothing counts as unscored.
         wait_until(lambda: clicker.status()["version"] is not None, "the model")

@@ -20,6 +20,7 @@ from lib.model.medsa import Masks, MedSA, PlanePrompts
 from lib.predictor import Predictor
 from lib.prompts.promptset import Box, PromptSet
 from lib.settings import IntensitySettings, load_settings
+from lib.turns import Asker
 from lib.volume import Volume, load_label, load_volume, save_mask
 
 WINDOW = IntensitySettings(kind="window", window_hu=(0.0, 255.0))
@@ -148,7 +149,8 @@ class TestPictures:
         prediction = predictor.predict(volume, PromptSet(((320, 240, 0),)))
         assert prediction.mask.shape == (640, 480, 1)
         assert prediction.mask[320, 240, 0] == 1
-        assert predictor.automatic(volume, "object").slices == (0,)
+        with predictor.study(volume, 1, Asker("test")) as study:
+            assert study.slices == (0,)
 
     @pytest.mark.skipif(not SHIPPED.is_file(), reason=f"no {SHIPPED.name} in apps/medsa/weights")
     def test_the_shipped_base_finds_a_lesion_on_skin(self, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lib.predictor import DECODE_BATCH, Prediction, Predictor
 from lib.prompts.promptset import Box, MaskPrompt, PromptSet
 from lib.prompts.simulate import interior_point
 from lib.settings import IntensitySettings, load_settings
+from lib.turns import Asker
 from lib.volume import Volume
 
 WINDOW = IntensitySettings(kind="window", window_hu=(0.0, 255.0))
@@ -393,17 +394,21 @@ def test_an_unknown_label_is_refused_by_name() -> None:
     with pytest.raises(NotFoundError, match=r"label: 'heart' .* liver, spleen"):
         predictor.predict(BODY_VOLUME, PromptSet((MIDDLE,), label="heart"))
     with pytest.raises(NotFoundError, match=r"label: 'heart' .* liver, spleen"):
-        predictor.automatic(BODY_VOLUME, "heart")
+        predictor.automatic_prompt("heart")
 
 
-def test_automatic_gives_probabilities_of_every_nth_slice() -> None:
+def test_a_study_gives_probabilities_of_every_nth_slice() -> None:
     model = RegionModel()
-    automatic = predictor_of(model).automatic(BODY_VOLUME, "object", stride=3)
-    assert automatic.slices == tuple(range(0, 20, 3))
-    assert automatic.probability.shape == (7, SPEC.mask_size, SPEC.mask_size)
-    assert automatic.probability.dtype == np.float32
-    assert automatic.probability[3, 13 * 32 // 28 - 2, 13 * 32 // 28] > 0.99
-    assert automatic.probability[3, 0, 0] < 0.01
+    predictor, pauses = predictor_of(model), []
+    with predictor.study(BODY_VOLUME, 3, Asker("test"), lambda: pauses.append(1)) as study:
+        prompt = predictor.automatic_prompt("object")
+        probability = study.probability(study.features, [prompt] * len(study.slices))
+    assert study.slices == tuple(range(0, 20, 3))
+    assert pauses == [1]
+    assert probability.shape == (7, SPEC.mask_size, SPEC.mask_size)
+    assert probability.dtype == np.float32
+    assert probability[3, 13 * 32 // 28 - 2, 13 * 32 // 28] > 0.99
+    assert probability[3, 0, 0] < 0.01
     for prompts in model.asked:
         assert set(prompts.point_labels.flatten().tolist()) == {-1}
         assert prompts.label_ids is not None
@@ -482,7 +487,8 @@ def test_an_answer_does_not_depend_on_earlier_requests(tiny_model: MedSA) -> Non
     fresh = predictor_of(tiny_model).predict(volume, prompts)
     used = predictor_of(tiny_model)
     used.predict(volume, PromptSet(((3, 3, 0), (15, 15, 10))))
-    used.automatic(volume, "object", stride=4)
+    with used.study(volume, 4, Asker("test")) as study:
+        study.probability(study.features, [used.automatic_prompt("object")] * len(study.slices))
     assert same(used.predict(volume, prompts), fresh)
     assert same(used.predict(volume, prompts), fresh)
 

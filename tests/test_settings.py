@@ -160,6 +160,12 @@ class TestMistakesInFiles:
             ("tasks/demo.yaml", "liver: 1", "liver: 2", "two labels share a value"),
             ("tasks/demo.yaml", "  liver: {", "  lung: {", "codes only for labels; lung is none"),
             ("tasks/demo.yaml", "221, 130", "256, 130", "codes.liver.colour"),
+            (
+                "tasks/demo.yaml",
+                "meaning: Liver,",
+                'meaning: Liver, modifier: {code: "1", meaning: ""},',
+                "codes.liver.modifier.meaning",
+            ),
             ("serving.yaml", "[CT, MR]", "[ct]", "pacs_modalities"),
             ("tasks/demo.yaml", "liver: 1", "background: 1", "background is not a label"),
             ("tasks/demo.yaml", "liver: 1", "roi: 1", "a request calls something else so"),

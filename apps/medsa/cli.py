@@ -18,6 +18,7 @@ COMMANDS = {
     "simulate": "annotate at a running server, as a person would",
     "train": "train on the labels of a studies folder, without a server",
     "retrain": "retrain on all labels from the base, for the night: cron, systemd, Slurm, torchrun",
+    "score": "score the cases of a studies folder, in one process or in several",
     "evaluate": "compare two adapter versions on cases with a known label",
     "releases": "list adapter versions and what each training decided",
     "rollback": "let an earlier adapter version serve again",

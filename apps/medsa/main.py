@@ -14,7 +14,7 @@ from lib.infers.deepedit import MedsaDeepedit
 from lib.infers.deepgrow import MedsaDeepgrow, MedsaDeepgrow2d, MedsaScribbles
 from lib.infers.segmentation import MedsaSegmentation
 from lib.infers.task import MedsaTask
-from lib.scoring.uncertainty import ScoringTask, UncertaintyScoring
+from lib.scoring.scoring_method import MedsaScoring, ScoringTask
 from lib.server.parts import build_parts
 from lib.server.serve import begin_serving
 from lib.server.startup import or_exit
@@ -65,13 +65,13 @@ class MedsaApp(MONAILabelApp):
     def init_trainers(self) -> dict[str, MedsaTrainer]:
         return {"medsa": MedsaTrainer(self._parts.train, self._parts.state)}
 
-    def init_scoring_methods(self) -> dict[str, UncertaintyScoring]:
+    def init_scoring_methods(self) -> dict[str, MedsaScoring]:
         parts = self._parts
-        task = ScoringTask(tuple(parts.settings.task.labels), parts.scores_file, parts.serving.current)
-        return {"medsa": UncertaintyScoring(task)}
+        labels = tuple(parts.settings.task.labels)
+        return {"medsa": MedsaScoring(ScoringTask(labels, parts.scores, parts.state, parts.serving.current))}
 
     def init_strategies(self) -> dict[str, Any]:
-        return strategies(self._parts.leases, self._parts.scores_file, self._parts.settings.training.seed)
+        return strategies(self._parts.chooser, self._parts.leases)
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         store = datastore or self.datastore()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.activelearning.leases import Leases
+from lib.errors import InputError
 
 CASES = ["a", "b", "c"]
 
@@ -74,17 +75,62 @@ def test_release(leases: Leases) -> None:
     assert leases.offer("bob", lambda: CASES, 1) == "a"
 
 
+def test_a_case_that_is_given_back_goes_to_others_at_once_and_not_to_who_gave_it(leases: Leases) -> None:
+    leases.offer("ann", lambda: CASES, 0)
+    leases.give_back("a", "ann", 1)
+    assert leases.offer("ann", lambda: CASES, 2) == "b"
+    assert leases.offer("bob", lambda: CASES, 3) == "a"
+
+
+def test_what_was_given_back_comes_again_when_nothing_else_is_left_or_time_is_over(leases: Leases) -> None:
+    leases.offer("ann", lambda: ["a"], 0)
+    leases.give_back("a", "ann", 1)
+    assert leases.offer("ann", lambda: ["a"], 2) == "a"
+    leases.give_back("a", "ann", 3)
+    assert leases.offer("ann", lambda: CASES, 3604) == "a"
+
+
+@pytest.mark.parametrize(("client", "now"), [("bob", 1), ("ann", 3601)])
+def test_only_who_has_a_case_can_give_it_back(leases: Leases, client: str, now: float) -> None:
+    leases.offer("ann", lambda: CASES, 0)
+    with pytest.raises(InputError, match=f"client_id: '{client}' .* to whom a is offered"):
+        leases.give_back("a", client, now)
+    with pytest.raises(InputError):
+        leases.give_back("b", "ann", 1)
+    assert set(leases.table()) == {"a"}
+
+
+def test_what_was_given_back_is_remembered_over_a_restart_and_forgotten_with_its_label(
+    leases: Leases, tmp_path: Path
+) -> None:
+    leases.offer("ann", lambda: CASES, 0)
+    leases.give_back("a", "ann", 1)
+    again = Leases(tmp_path / "state" / "leases.json", minutes=60)
+    assert again.offer("ann", lambda: CASES, 2) == "b"
+    again.offer("bob", lambda: ["b", "c"], 3)
+    assert json.loads((tmp_path / "state" / "leases.json").read_text())["skipped"] == {}
+
+
 def test_leases_outlast_a_restart(leases: Leases, tmp_path: Path) -> None:
     leases.offer("ann", lambda: CASES, 0)
     assert Leases(tmp_path / "state" / "leases.json", minutes=60).offer("bob", lambda: CASES, 1) == "b"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": {"client": "ann"}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"a": 1}',
+        '{"leases": {"a": {"client": "ann"}}, "skipped": {}}',
+        '{"leases": {}, "skipped": []}',
+    ],
+)
 def test_an_unreadable_file_ends_all_leases(leases: Leases, tmp_path: Path, content: str) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "leases.json").write_text(content)
     assert leases.offer("bob", lambda: CASES, 0) == "a"
-    assert json.loads((tmp_path / "state" / "leases.json").read_text())["a"]["client"] == "bob"
+    assert json.loads((tmp_path / "state" / "leases.json").read_text())["leases"]["a"]["client"] == "bob"
 
 
 def test_clients_that_ask_at_once_get_different_cases(leases: Leases) -> None:

@@ -1,6 +1,5 @@
 """The whole loop over HTTP: labels, training by itself, the new version, and what survives a kill -9."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from lib.scoring.scores import ScoreFolder
 from lib.training.releases import Releases
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
@@ -54,8 +54,8 @@ def test_training_starts_by_itself_and_its_outcome_serves(
     assert (stats["epoch"], stats["total_epochs"]) == (100, 100)
     assert stats["total_time"]
     wait_until(lambda: server.status()["unscored_cases"] == 0, "the scores of the unlabelled cases")
-    scores = json.loads((server.state / "scores.json").read_text())
-    assert {scores[case]["adapter_version"] for case in ("case3", "case4", "nrrdcase")} == {published}
+    scores = ScoreFolder(server.state / "scores").table().cases
+    assert {scores[case].adapter_version for case in ("case3", "case4", "nrrdcase")} == {published}
 
 
 def test_a_case_with_a_bad_label_is_skipped_by_name(

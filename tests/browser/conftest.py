@@ -17,13 +17,20 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOTS = Path(os.environ.get("MEDSA_SHOTS") or ROOT / "artifacts" / "browser")
 
 
-@pytest.fixture(scope="module")
-def start_station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Station]]:
-    """start_station(*options, **conf) -> all that `make serve` starts, for this module."""
+@pytest.fixture(scope="session")
+def can_browse() -> None:
+    """Skips where a part that is installed beside Python is missing."""
     if not Orthanc.is_installed():
         pytest.skip(f"no Orthanc with DICOMweb here: {INSTALL}")
     if browser_viewer.chromium() is None:
         pytest.skip(f"no Chromium here: {browser_viewer.INSTALL}")
+
+
+@pytest.fixture(scope="module")
+def start_station(
+    can_browse: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Station]]:
+    """start_station(*options, **conf) -> all that `make serve` starts, for this module."""
     with ExitStack() as running:
         yield lambda *options, **conf: running.enter_context(
             station(tmp_path_factory.mktemp("station"), options, **conf)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pydicom
 import pytest
@@ -172,6 +173,69 @@ def test_an_answer_can_be_undone(opened: Callable[..., tuple[Any, str]]) -> None
     assert not np.array_equal(viewer.labelmap(), before)
     viewer.page.get_by_role("button", name="Undo answer").click()
     assert np.array_equal(viewer.labelmap(), before)
+
+
+def test_a_case_can_be_skipped_and_is_offered_to_others_then(
+    at: Any, opened: Callable[..., tuple[Any, str]]
+) -> None:
+    viewer, _ = opened("SKIPPED")
+    viewer.next_sample()
+    offered = viewer.series()
+    assert viewer.page.locator("#medsa-offer").inner_text().startswith("Case ")
+    viewer.shot("offered")
+    with viewer.page.expect_navigation():
+        viewer.page.locator("#medsa-skip").click()
+    viewer.wait_ready()
+    assert viewer.series() != offered
+    others = set()
+    while found := httpx.post(
+        f"{at.url}/activelearning/first", json={"client_id": f"client {len(others)}"}, timeout=60
+    ).json():
+        others.add(found["id"])
+    assert offered in others
+    assert viewer.series() not in others
+
+
+def test_a_click_keeps_what_was_painted_of_its_label(opened: Callable[..., tuple[Any, str]]) -> None:
+    viewer, _ = opened("PAINTED")
+    viewer.choose("liver")
+    viewer.click(CENTRE)
+    answered = viewer.mask("liver")
+    last = int(np.flatnonzero(answered.any(axis=(0, 1)))[-1])
+    far = (5, 5, SHAPE[2] - 1)
+    assert last < far[2]
+    viewer.paint("liver", far)
+    painted = viewer.mask("liver") & ~answered
+    assert painted[far]
+    viewer.choose("liver")
+    edge = [int(np.flatnonzero(answered[:, CENTRE[1], CENTRE[2]])[-1]) + 1, CENTRE[1], CENTRE[2]]
+    asked = viewer.click(edge)
+    assert (asked["label_as"], asked["foreground"]) == (
+        "mask",
+        [edge],
+    )  # the first click is in the mask already
+    corrected = viewer.mask("liver")
+    assert corrected[tuple(edge)]
+    assert corrected[painted].all()
+    # And so does one more, without anything painted since.
+    asked = viewer.click([edge[0], edge[1], CENTRE[2] + 1])
+    assert len(asked["foreground"]) == 2
+    assert viewer.mask("liver")[painted].all()
+
+
+def test_a_click_corrects_a_label_that_was_saved_before(
+    at: Any, opened: Callable[..., tuple[Any, str]]
+) -> None:
+    viewer, series = opened("CORRECT-SAVED")
+    values = np.zeros(SHAPE, np.uint8)
+    values[3:8, 3:8, 15:18] = LABELS["spleen"]
+    submit_over_http(at, series, values, "bob")
+    viewer.page.reload()
+    viewer.wait_ready()
+    viewer.choose("spleen")
+    viewer.click([*CENTRE[:2], 2])
+    assert viewer.mask("spleen")[*CENTRE[:2], 2]
+    assert viewer.mask("spleen")[values > 0].all()
 
 
 def test_run_works_after_another_tab_was_used_and_in_2d_says_what_it_needs(

@@ -13,7 +13,8 @@ from lib.dicom.seg_writer import LabelCode, SegOrigin, write_seg
 from lib.errors import LabelError
 
 LABELS = {"liver": 1, "spleen": 2, "kidney": 7}
-CODES = {"liver": LabelCode(Code("10200004", "SCT", "Liver"), (180, 60, 40))}
+ANTERIOR = Code("255549009", "SCT", "Anterior")
+CODES = {"liver": LabelCode(Code("10200004", "SCT", "Liver"), (180, 60, 40), ANTERIOR)}
 ORIGIN = SegOrigin("Ann^A\\B", "vit_t", "version 3", "1.2.3.4", "1.2.3.5", "corrected")
 SUBSETS = [("liver",), ("spleen",), ("kidney",), ("liver", "kidney"), ("liver", "spleen", "kidney")]
 
@@ -65,7 +66,9 @@ def test_it_says_of_what_it_is_and_who_made_it_with_which_weights(series):
     assert (liver.SegmentNumber, liver.SegmentLabel, kidney.SegmentNumber) == (1, "liver", 2)
     algorithm = liver.SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("medsa vit_t", "version 3")
-    assert liver.SegmentedPropertyTypeCodeSequence[0].CodeValue == "10200004"
+    (meant,) = liver.SegmentedPropertyTypeCodeSequence
+    assert meant.CodeValue == "10200004"
+    assert meant.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Anterior"
     assert from_dicom_lab(list(liver.RecommendedDisplayCIELabValue)) == pytest.approx((180, 60, 40), abs=3)
     slices = {
         item.PlanePositionSequence[0].ImagePositionPatient[2]

@@ -19,7 +19,11 @@ pytestmark = [
     ),
 ]
 LABELS = {"liver": 1, "spleen": 2}
-CODES = {"liver": LabelCode(Code("10200004", "SCT", "Liver"), (221, 130, 101))}
+LIVER, ANTERIOR = Code("10200004", "SCT", "Liver"), Code("255549009", "SCT", "Anterior")
+CODES = {
+    "liver": LabelCode(LIVER, (221, 130, 101)),
+    "spleen": LabelCode(Code("78961009", "SCT", "Spleen"), (157, 108, 162), ANTERIOR),
+}
 ORIGIN = SegOrigin(
     "Ann Müller",
     "vit_t",

@@ -1,39 +1,161 @@
-"""The score file."""
+"""The folder of scores: any number of writers, one reader, and kills."""
 
+import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lib.scoring.scores import CaseScore, ScoreTable, read_scores, write_scores
+from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder, ScoreTable, in_shard, progress_of
 
-TABLE = ScoreTable(
-    {
-        "a": CaseScore(0.5, "vit_t", 2),
-        "b": CaseScore(0.7, "vit_t", 1),
-        "c": CaseScore(None, "vit_t", 2, "bad"),
-    }
+LABEL = LabelScore(entropy=0.3, border=0.6, disagreement=0.0, volume_mm3=1234.5)
+
+
+def score(version: int = 2, value: float = 0.3, when: float = 1.0, **more: object) -> CaseScore:
+    labels = {"liver": LabelScore(value, value, value, 10.0)}
+    return CaseScore("vit_t", version, labels, time=when, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ScoreFolder:
+    return ScoreFolder(tmp_path / "scores")
+
+
+def test_what_was_written_is_read(folder: ScoreFolder, tmp_path: Path) -> None:
+    written = CaseScore("vit_t", 3, {"liver": LABEL}, np.arange(4, dtype=np.float32) / 8, 7, 0.25)
+    folder.append("a", written)
+    found = ScoreFolder(tmp_path / "scores").table().cases["a"]
+    assert found.labels == {"liver": LABEL}
+    assert np.array_equal(found.embedding, written.embedding)
+    assert (found.base, found.adapter_version, found.slice_index, found.seconds) == ("vit_t", 3, 7, 0.25)
+    assert found.time == written.time
+    assert found.uncertainty == pytest.approx(0.3)
+
+
+def test_the_newest_line_of_a_case_counts_whichever_file_it_is_in(folder: ScoreFolder) -> None:
+    other = ScoreFolder(folder.path, shard=1)
+    other.append("a", score(value=0.9, when=3.0))
+    folder.append("a", score(value=0.1, when=2.0))
+    assert folder.table().cases["a"].uncertainty == pytest.approx(0.9)
+
+
+def test_the_table_is_the_same_object_until_something_is_added(folder: ScoreFolder) -> None:
+    assert folder.table().cases == {}
+    folder.append("a", score())
+    table = folder.table()
+    assert folder.table() is table
+    folder.append("b", score())
+    assert set(folder.table().cases) == {"a", "b"}
+    assert set(table.cases) == {"a"}
+
+
+def test_a_line_that_a_kill_cut_off_costs_that_line_only(folder: ScoreFolder) -> None:
+    folder.append("a", score())
+    file = folder.path / "part-000.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"case": "b", "ba')
+    table = folder.table()
+    assert set(table.cases) == {"a"}
+    assert folder.table() is table
+    folder.append("c", score())
+    assert set(folder.table().cases) == {"a", "c"}
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"case": "b"}', '{"case": "b", "labels": {"x": {"mark": 1}}}', "\x00"]
 )
+def test_a_line_that_is_something_else_is_passed_over(folder: ScoreFolder, line: str) -> None:
+    folder.append("a", score())
+    with (folder.path / "part-000.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    folder.append("c", score())
+    assert set(folder.table().cases) == {"a", "c"}
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    write_scores(tmp_path / "scores.json", TABLE)
-    assert read_scores(tmp_path / "scores.json") == TABLE
+def test_tidying_keeps_the_newest_of_known_cases_in_one_file(folder: ScoreFolder) -> None:
+    for shard in range(3):
+        own = ScoreFolder(folder.path, shard)
+        own.append("a", score(value=0.1 * shard, when=shard))
+        own.append(f"only{shard}", score())
+    folder.pictures.mkdir()
+    for case in ("a", "only2"):
+        folder.picture(case).write_bytes(b"x")
+    reader = ScoreFolder(folder.path)
+    reader.table()
+    folder.tidy({"a", "only0"})
+    assert [path.name for path in folder.path.glob("*.jsonl")] == ["part-000.jsonl"]
+    assert len((folder.path / "part-000.jsonl").read_text().splitlines()) == 2
+    for one in (folder, reader):
+        assert set(one.table().cases) == {"a", "only0"}
+        assert one.table().cases["a"].uncertainty == pytest.approx(0.2)
+    assert [folder.picture("a")] == list(folder.pictures.iterdir())
+    ScoreFolder(folder.path, 1).append("later", score())
+    assert set(reader.table().cases) == {"a", "only0", "later"}
 
 
-def test_missing_are_those_of_other_models_and_not_the_failed() -> None:
-    assert TABLE.missing(["d", "c", "b", "a"], "vit_t", 2) == ["b", "d"]
-    assert TABLE.missing(["a", "b"], "vit_b", 2) == ["a", "b"]
+def test_tidying_nothing(folder: ScoreFolder) -> None:
+    folder.tidy({"a"})
+    assert not folder.path.exists()
 
 
-def test_a_score_of_an_earlier_version_is_better_than_none() -> None:
-    assert TABLE.values_by_case() == {"a": 0.5, "b": 0.7}
+def _append_many(path: Path, shard: int) -> None:
+    own = ScoreFolder(path, shard % 2)  # two of them share a file
+    for number in range(20):
+        own.append(f"case{shard}-{number}", score())
+        if shard == 0 and number % 5 == 0:
+            own.tidy({f"case{one}-{other}" for one in range(4) for other in range(20)})
 
 
-def test_no_file_yet(tmp_path: Path) -> None:
-    assert read_scores(tmp_path / "scores.json") == ScoreTable({})
+def test_processes_that_write_at_once_lose_nothing(folder: ScoreFolder) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_append_many, args=(folder.path, shard)) for shard in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        assert worker.exitcode == 0
+    assert len(folder.table().cases) == 80
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": {"mark": 1}}'])
-def test_an_unreadable_file_means_scoring_again(tmp_path: Path, content: str) -> None:
-    (tmp_path / "scores.json").write_text(content)
-    assert read_scores(tmp_path / "scores.json") == ScoreTable({})
+def test_due_are_those_of_other_models_and_not_the_failed_the_most_promising_first() -> None:
+    table = ScoreTable(
+        {
+            "sure": score(1, 0.1),
+            "unsure": score(1, 0.8),
+            "done": score(2),
+            "failed": CaseScore("vit_t", 2, error="bad"),
+            "middle": score(1, 0.4),
+        }
+    )
+    names = ["new", "sure", "failed", "unsure", "done", "middle"]
+    assert table.due(names, "vit_t", 2)[0] == "unsure"
+    assert table.due(names, "vit_t", 2)[-1] == "sure"
+    assert set(table.due(names, "vit_t", 2)) == {"unsure", "middle", "sure", "new"}
+    assert set(table.due(names, "vit_b", 2)) == set(names)
+
+
+def test_due_without_any_score_has_an_order_of_its_own() -> None:
+    names = [f"case{number}" for number in range(20)]
+    due = ScoreTable({}).due(reversed(names), "vit_t", 0)
+    assert due == ScoreTable({}).due(names, "vit_t", 0)
+    assert due != names
+    assert sorted(due) == sorted(names)
+
+
+def test_shards_share_all_cases() -> None:
+    names = [f"case{number}" for number in range(200)]
+    shares = [[name for name in names if in_shard(name, shard, 3)] for shard in range(3)]
+    assert sorted(case for share in shares for case in share) == sorted(names)
+    assert all(40 < len(share) < 95 for share in shares)
+
+
+def test_progress() -> None:
+    table = ScoreTable({"a": score(), "b": CaseScore("vit_t", 2, error="bad"), "c": score(1)})
+    assert progress_of(table, ["a", "b", "c", "d"], "vit_t", 2) == {
+        "scored": 1,
+        "of": 4,
+        "failed": {"b": "bad"},
+    }
+
+
+def test_a_case_that_could_not_be_scored_has_no_uncertainty() -> None:
+    assert CaseScore("vit_t", 0, error="bad").uncertainty is None

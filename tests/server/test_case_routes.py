@@ -12,7 +12,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from lib.activelearning.leases import Leases
 from lib.datastore.local import MedsaDatastore
+from lib.scoring.scores import ScoreFolder
 from lib.server.case_routes import case_router
 from lib.server.datastore_routes import datastore_router
 
@@ -27,7 +29,8 @@ def client(tmp_path: Path) -> TestClient:
     store = MedsaDatastore(str(tmp_path), LABELS, lambda: 2)
     app = SimpleNamespace(datastore=lambda: store, on_save_label=lambda image, label: None)
     server = FastAPI()
-    routes = [*case_router(app, LABELS).routes, *datastore_router(app).routes]
+    leases, scores = Leases(tmp_path / "leases.json", 60), ScoreFolder(tmp_path / ".scores")
+    routes = [*case_router(app, LABELS, leases, scores, lambda: 100.0).routes, *datastore_router(app).routes]
     server.router.routes[0:0] = routes
     return TestClient(server, raise_server_exceptions=False)
 
@@ -107,3 +110,32 @@ def test_a_wrong_seen_version_saves_nothing(
     assert answer.status_code == 422
     assert "seen_version: 'newest'" in answer.json()["detail"]
     assert client.get("/medsa/cases/case").json()["labels"] == []
+
+
+def test_a_case_is_given_back_by_whom_it_is_offered_to(client: TestClient, tmp_path: Path) -> None:
+    Leases(tmp_path / "leases.json", 60).offer("ann", lambda: ["case"], 99.0)
+    refused = client.post("/medsa/cases/case/give-back", json={"client_id": "bob"})
+    assert (refused.status_code, refused.json()["detail"]) == (
+        422,
+        "client_id: 'bob' is not accepted; allowed: the client to whom case is offered",
+    )
+    assert client.post("/medsa/cases/other/give-back", json={"client_id": "ann"}).status_code == 404
+    given = client.post("/medsa/cases/case/give-back", json={"client_id": "ann"})
+    assert given.json() == {"image": "case", "client_id": "ann"}
+    assert Leases(tmp_path / "leases.json", 60).offer("bob", lambda: ["case"], 101.0) == "case"
+
+
+def test_another_sites_page_cannot_give_a_case_back(client: TestClient) -> None:
+    headers = {"content-type": "text/plain", "origin": "http://elsewhere"}
+    assert client.post("/medsa/cases/case/give-back", headers=headers).status_code == 403
+
+
+def test_the_picture_of_a_case(client: TestClient, tmp_path: Path) -> None:
+    absent = client.get("/medsa/cases/case/picture.png")
+    assert (absent.status_code, "a case that was scored" in absent.json()["detail"]) == (404, True)
+    assert client.get("/medsa/cases/other/picture.png").status_code == 404
+    picture = ScoreFolder(tmp_path / ".scores").picture("case")
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"png")
+    found = client.get("/medsa/cases/case/picture.png")
+    assert (found.content, found.headers["content-type"]) == (b"png", "image/png")

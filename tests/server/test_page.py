@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from lib.scoring.scores import CaseScore, ScoreTable
+from lib.activelearning.chooser import Chooser
+from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder
 from lib.server import page_routes
 from lib.server.curve import Point, draw_curve
 from lib.server.page import (
@@ -23,8 +25,10 @@ from lib.server.page import (
     next_case,
     nightly_text,
     ohif_link,
+    picture_link,
     rollback_choices,
     running_training,
+    scoring_text,
     suspicious_cases,
     when_it_starts,
 )
@@ -67,7 +71,8 @@ STATE = PageState(
     ),
     suspicious=({"case_id": EVIL, "label": EVIL, "dice": 0.1, "typical": 0.9}, {}),
     nightly="no night",
-    next_case=NextCase(EVIL, EVIL),
+    next_case=NextCase(EVIL, EVIL, 3, 7, (("border", 0.25),), picture="cases/x/picture.png"),
+    scoring=EVIL,
 )
 EMPTY = replace(
     STATE,
@@ -84,6 +89,7 @@ EMPTY = replace(
     decisions=(),
     suspicious=(),
     next_case=NextCase(None, "no case"),
+    scoring="",
 )
 
 
@@ -129,7 +135,7 @@ def test_only_its_own_style_and_script_may_run(releases: Releases) -> None:
     for tag in ("style", "script"):
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page.text, re.DOTALL)
         assert f"{tag}-src {page_routes._source(content)}" in policy
-    assert not re.search(r'(src|href)="|https?://(?!www\.w3\.org)', page.text)
+    assert not re.search(r'(src|href)="(?!cases/)|https?://(?!www\.w3\.org)', page.text)
     assert " style=" not in page.text  # the policy would not let it count
 
 
@@ -225,21 +231,50 @@ def test_when_a_training_starts(change: dict[str, Any], labelled: int, said: str
     assert "Without a further" not in when_it_starts({**ABOUT, **change}, labelled, 0.0, saved, NOW)
 
 
-def test_the_next_case_and_why() -> None:
-    scores = ScoreTable(
-        {"a": CaseScore(0.25, "vit_t", 2), "b": CaseScore(0.5, "vit_t", 3), "c": CaseScore(0.75, "vit_t", 3)}
-    )
+@pytest.fixture
+def scores(tmp_path: Path) -> ScoreFolder:
+    folder = ScoreFolder(tmp_path / "scores")
+    for place, (case, border) in enumerate({"a": 0.25, "b": 0.5, "c": 0.99}.items()):
+        labels = {"liver": LabelScore(0.0, border, 0.0, 10.0)}
+        folder.append(case, CaseScore("vit_t", 3, labels, np.eye(3, dtype=np.float32)[place]))
+    return folder
+
+
+def test_the_next_case_and_why(scores: ScoreFolder) -> None:
     lease: Any = {"client": "ann", "until": NOW.timestamp() + 1}
     over: Any = {"client": "ann", "until": NOW.timestamp() - 1}
-    found = next_case(["a", "b", "c", "d"], scores, {"c": lease, "b": over}, NOW)
-    assert found.case == "b"
-    assert "0.500 bits of entropy on average, the highest of 2 scored cases (version 3)" in found.reason
+    chooser = Chooser(scores, ("liver",), seed=0)
+    ranking = chooser.ranking("entropy", "abcd", "abcd")
+    found = next_case(ranking, {"c": lease, "b": over}, NOW)
+    assert (found.case, found.rank, found.of) == ("b", 2, 4)
+    assert found.reason == "0.25 bits of entropy on average."
     assert "ann" not in found.reason
-    assert next_case(["d"], scores, {}, NOW).reason.startswith("It is not scored yet")
-    assert next_case(["c"], scores, {"c": lease}, NOW) == NextCase(
+    assert next_case(chooser.ranking("entropy", "d", "d"), {}, NOW).reason.startswith("Not scored yet")
+    assert next_case(chooser.ranking("entropy", "c", "c"), {"c": lease}, NOW) == NextCase(
         None, "No unlabelled case is free; 1 of 1 are offered already."
     )
-    assert next_case([], scores, {}, NOW).case is None
+    assert next_case(chooser.ranking("entropy", "", ""), {}, NOW).case is None
+
+
+def test_the_picture_of_the_next_case(releases: Releases, scores: ScoreFolder) -> None:
+    assert picture_link(scores, "a/b") is None
+    assert picture_link(scores, None) is None
+    scores.pictures.mkdir()
+    scores.picture("a/b").write_bytes(b"x")
+    assert picture_link(scores, "a/b") == "cases/a%2Fb/picture.png"
+    page = client_for(releases, STATE).get("/medsa/")
+    assert '<img src="cases/x/picture.png"' in page.text
+    assert "img-src 'self'" in page.headers["content-security-policy"]
+    assert "Rank 3 of 7, border 0.25" in page.text
+
+
+def test_how_far_scoring_is_in_words() -> None:
+    assert scoring_text({}) == ""
+    assert scoring_text({"scored": 3, "of": 5, "failed": {}}) == (
+        "3 of 5 unlabelled cases are scored by the version that serves."
+    )
+    said = scoring_text({"scored": 3, "of": 5, "failed": {"x": "no volume"}})
+    assert said.endswith("1 could not be: x: no volume")
 
 
 def test_the_running_training() -> None:
@@ -284,7 +319,7 @@ def test_the_next_case_of_a_pacs_can_be_opened_in_ohif(releases: Releases) -> No
     )
     assert ohif_link(store, "case") is None
     assert ohif_link(store, None) is None
-    state = replace(STATE, next_case=NextCase("1.2.3", "why", "../ohif/monai-label?a=1&b=2"))
+    state = replace(STATE, next_case=NextCase("1.2.3", "why", link="../ohif/monai-label?a=1&b=2"))
     shown = client_for(releases, state).get("/medsa/").text
     assert '<a href="../ohif/monai-label?a=1&amp;b=2">Open it in OHIF</a>' in shown
     assert "OHIF" not in client_for(releases, EMPTY).get("/medsa/").text

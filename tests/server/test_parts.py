@@ -34,7 +34,7 @@ def test_nothing_is_loaded_or_written(tmp_path: Path) -> None:
 
 def test_the_state_lies_in_the_app_unless_told_otherwise(tmp_path: Path) -> None:
     assert build_parts(APP, {"task": "hippocampus"}).state == APP / "model" / "hippocampus"
-    assert build_parts(APP, {"state": str(tmp_path / "s")}).scores_file == tmp_path / "s" / "scores.json"
+    assert build_parts(APP, {"state": str(tmp_path / "s")}).scores.path == tmp_path / "s" / "scores"
 
 
 def described_cache(tmp_path: Path, memory_mb: int, disk_mb: int) -> Any:

@@ -69,12 +69,38 @@ class LabelPrediction:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
-class AutomaticPrediction:
-    """Probabilities (n, m, m) of the n slices `slices` at mask resolution: rows y, columns x."""
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The slices `slices` of one volume in hand, to ask the model about them in other ways than people do.
 
-    probability: NDArray[np.float32]
+    `features` (n, 256, g, g) are their embeddings. What is in the planes that `encode` takes is up to the caller.
+    """
+
     slices: tuple[int, ...]
+    features: Tensor
+    embeddings: VolumeEmbeddings
+    predictor: "Predictor"
+
+    def probability(
+        self, features: Tensor, prompts: Sequence[SinglePrompt], model: MedSA | None = None
+    ) -> NDArray[np.float32]:
+        """The one answer (n, m, m) to each clear prompt on `features` (n, 256, g, g); by another `model` if given."""
+        parts = [
+            self.predictor.decode(
+                features[start : start + DECODE_BATCH], prompts[start : start + DECODE_BATCH], model
+            )
+            for start in range(0, len(prompts), DECODE_BATCH)
+        ]
+        probability: NDArray[np.float32] = torch.cat([part.logits[:, 0] for part in parts]).sigmoid().numpy()
+        return probability
+
+    def planes(self, index: int) -> NDArray[np.float32]:
+        """Slice `index` as the model is shown it, 0 to 255: (1, n_u, n_v), in colour (1, n_u, n_v, 3)."""
+        return self.embeddings.scaled_planes([index])
+
+    def encode(self, planes: NDArray[np.float32]) -> Tensor:
+        """Embeddings of planes like those, each by itself, without neighbours."""
+        return self.embeddings.encode_alone(planes)
 
 
 @dataclass
@@ -177,17 +203,26 @@ class Predictor:
             found = {label: (self._automatic_planes(work, turn, label, everything), plan) for label in labels}
         return _labelled(found, work)
 
-    def automatic(self, volume: Volume, label: str, stride: int = 1) -> AutomaticPrediction:
-        """What the model sees without any click, on every `stride`-th slice.
+    @contextmanager
+    def study(
+        self, volume: Volume, stride: int, asker: Asker, pause: Callable[[], None] = lambda: None
+    ) -> Iterator[Study]:
+        """Every `stride`-th slice of `volume` in hand, and the device's turn as long as the block lasts.
 
-        The prompt is `label`'s own token where the adapter is trained, none at all where it is not. Raises
-        NotFoundError for a label the model does not have.
+        `pause()` is called before each chunk of slices that may have to be encoded.
         """
-        work = self._begin(volume, Asker(background=True))
-        slices = range(0, work.embeddings.slice_count, stride)
+        work = self._begin(volume, asker)
+        slices = tuple(range(0, work.embeddings.slice_count, stride))
         with self._turn(work) as turn:
-            masks = self._automatic_masks(work, turn, label, slices)
-        return AutomaticPrediction(masks.logits[:, 0].sigmoid().numpy(), tuple(slices))
+            features = []
+            for start in range(0, len(slices), DECODE_BATCH):
+                pause()
+                features.append(work.embeddings.fetch(slices[start : start + DECODE_BATCH], turn))
+            yield Study(slices, torch.cat(features), work.embeddings, self)
+
+    def automatic_prompt(self, label: str) -> SinglePrompt:
+        """`label`'s own token, which says nothing where no adapter is trained. Raises NotFoundError."""
+        return SinglePrompt(label_id=self._label_id(label))
 
     def automatic_mask(self, volume: Volume, label: str) -> MaskArray:
         """The same for every slice, as a mask (i, j, k), 0 or 1, on the volume's grid."""
@@ -220,14 +255,17 @@ class Predictor:
             with self._turns.turn(asker) as turn:
                 embeddings.fetch([index], turn)
 
-    def decode(self, embeddings: Tensor, prompts: Sequence[SinglePrompt]) -> Masks:
+    def decode(
+        self, embeddings: Tensor, prompts: Sequence[SinglePrompt], model: MedSA | None = None
+    ) -> Masks:
         """All masks of each prompt from embeddings (P, 256, g, g), one a prompt; float32, on the CPU.
 
-        The caller holds the device's turn, or is alone.
+        By the predictor's own model, or by another one with the same encoder. The caller holds the device's turn, or is
+        alone.
         """
         stacked = PlanePrompts.stack(prompts).to(self.device)
         with torch.inference_mode():
-            masks = self.model.decode(embeddings, stacked)
+            masks = (model or self.model).decode(embeddings, stacked)
             return Masks(masks.logits.float().cpu(), masks.iou.float().cpu())
 
     def _begin(self, volume: Volume, asker: Asker | None) -> _Work:
@@ -302,7 +340,7 @@ class Predictor:
 
     def _automatic_masks(self, work: _Work, turn: Turn, label: str, slices: range) -> Masks:
         """Of each slice the one mask (n, 1, m, m) that answers a clear prompt."""
-        prompt = SinglePrompt(label_id=self._label_id(label))
+        prompt = self.automatic_prompt(label)
         batches = (slices[start : start + DECODE_BATCH] for start in range(0, len(slices), DECODE_BATCH))
         decoded = (self._decode_batch(work, turn, batch, [prompt] * len(batch)) for batch in batches)
         return _joined(Masks(masks.logits[:, :1].clone(), masks.iou[:, :1].clone()) for masks in decoded)

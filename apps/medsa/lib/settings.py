@@ -109,12 +109,18 @@ class IntensitySettings(_Settings):
         return self
 
 
-class CodeSettings(_Settings):
-    """What a label is called in a coding scheme (SNOMED CT where nothing else is said), and its colour, 0 to 255."""
+class CodedName(_Settings):
+    """A name in a coding scheme, SNOMED CT where nothing else is said."""
 
     code: Annotated[str, StringConstraints(min_length=1, max_length=16)]
     meaning: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     scheme: Annotated[str, StringConstraints(min_length=1, max_length=16)] = "SCT"
+
+
+class CodeSettings(CodedName):
+    """What a label is called, which part of that it is if not all (`modifier`), and its colour, 0 to 255."""
+
+    modifier: CodedName | None = None
     colour: tuple[ColourPart, ColourPart, ColourPart] = (255, 0, 0)
 
 

@@ -1,17 +1,20 @@
 """Which case was offered to whom: a case that one annotator works on is not offered to another.
 
-Shared between requests: the file `leases.json`, {case: {"client", "until"}} with seconds since 1970,
-guarded by the file lock `leases.lock` beside it. It is read and written whole, so a restart loses nothing.
+Shared between requests: the file `leases.json`, {"leases": {case: {"client", "until"}}, "skipped": {client: {case:
+until}}} with seconds since 1970, guarded by the file lock `leases.lock` beside it. It is read and written whole, so a
+restart loses nothing.
 """
 
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from filelock import FileLock
 
+from lib.errors import InputError
 from lib.files import write_json
 
 log = logging.getLogger(__name__)
@@ -22,6 +25,17 @@ class Lease(TypedDict):
 
     client: str
     until: float
+
+
+@dataclass
+class _Book:
+    """All that the file says; `skipped` are the cases that a client gave back, and until when they stay away."""
+
+    leases: dict[str, Lease] = field(default_factory=dict)
+    skipped: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def of(self, client: str) -> str | None:
+        return next((case for case, lease in self.leases.items() if lease["client"] == client), None)
 
 
 class Leases:
@@ -35,48 +49,85 @@ class Leases:
     def offer(self, client: str, rank: Callable[[], Sequence[str]], now: float) -> str | None:
         """The case that `client` has already, else the first of `rank()` that nobody has, else None.
 
-        `rank()` gives all cases that are unlabelled now: leases of other cases end here. It is called under the
-        lock, since a case that was labelled while one waited for the lock must not be offered.
+        What the client gave back comes last. `rank()` gives all cases that are unlabelled now: leases of other cases
+        end here. It is called under the lock, since a case that was labelled while one waited for the lock must not be
+        offered.
         """
         with self._lock():
             ranked = rank()
-            unlabelled = set(ranked)
-            table = {
-                case: lease
-                for case, lease in self._read().items()
-                if lease["until"] > now and case in unlabelled
-            }
-            own = [case for case, lease in table.items() if lease["client"] == client]
-            case = own[0] if own else next((case for case in ranked if case not in table), None)
+            book = _current(self._read(), set(ranked), now)
+            free = [case for case in ranked if case not in book.leases]
+            given_back = book.skipped.get(client, {})
+            case = book.of(client) or next((one for one in free if one not in given_back), None)
+            case = case or next(iter(free), None)
             if case is not None:
-                table[case] = Lease(client=client, until=now + self._seconds)
-            write_json(self._path, table)
+                book.leases[case] = Lease(client=client, until=now + self._seconds)
+            self._write(book)
         return case
 
     def release(self, case: str) -> None:
         """Ends the lease of `case`, if there is one."""
         with self._lock():
-            table = self._read()
-            if table.pop(case, None) is not None:
-                write_json(self._path, table)
+            book = self._read()
+            if book.leases.pop(case, None) is not None:
+                self._write(book)
+
+    def give_back(self, case: str, client: str, now: float) -> None:
+        """`client` does not want `case`: others may get it at once, the client itself not for as long as a lease lasts.
+
+        Raises InputError where the client does not have it.
+        """
+        with self._lock():
+            book = self._read()
+            lease = book.leases.get(case)
+            if lease is None or lease["until"] <= now or lease["client"] != client:
+                raise InputError("client_id", client, f"the client to whom {case} is offered")
+            del book.leases[case]
+            book.skipped.setdefault(client, {})[case] = now + self._seconds
+            self._write(book)
 
     def table(self) -> dict[str, Lease]:
         """All leases on record, the ones that ran out included."""
-        return self._read()
+        return self._read().leases
 
     def _lock(self) -> FileLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self._lock_path)
 
-    def _read(self) -> dict[str, Lease]:
+    def _read(self) -> _Book:
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            return {
-                str(case): Lease(client=str(lease["client"]), until=float(lease["until"]))
-                for case, lease in content.items()
-            }
+            return _book(json.loads(self._path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            return {}
+            return _Book()
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("%s cannot be read; all leases end", self._path.name)
-            return {}
+            return _Book()
+
+    def _write(self, book: _Book) -> None:
+        write_json(self._path, {"leases": book.leases, "skipped": book.skipped})
+
+
+def _book(content: Any) -> _Book:
+    return _Book(
+        {
+            str(case): Lease(client=str(lease["client"]), until=float(lease["until"]))
+            for case, lease in content["leases"].items()
+        },
+        {
+            str(client): {str(case): float(until) for case, until in cases.items()}
+            for client, cases in content["skipped"].items()
+        },
+    )
+
+
+def _current(book: _Book, unlabelled: set[str], now: float) -> _Book:
+    """Without what is over, and what is about cases that were labelled meanwhile."""
+    leases = {
+        case: lease for case, lease in book.leases.items() if lease["until"] > now and case in unlabelled
+    }
+    skipped = {
+        client: kept
+        for client, cases in book.skipped.items()
+        if (kept := {case: until for case, until in cases.items() if until > now and case in unlabelled})
+    }
+    return _Book(leases, skipped)

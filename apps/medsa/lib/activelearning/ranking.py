@@ -1,27 +1,262 @@
-"""The order in which unlabelled cases are offered: pure functions from candidates to a list, best first."""
+"""The order in which unlabelled cases are offered: pure functions of a pool and a generator, best first.
 
-import hashlib
-from collections.abc import Collection, Mapping
+The first `HEAD` of a ranking follow the strategy, one after the other; what comes behind is there so that nobody goes
+away empty, in the order of one simple measure.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
+
+from lib.activelearning.geometry import Rows, clusters, distance_to_nearest, typicality
+from lib.activelearning.pool import Pool
+
+HEAD = 64
+# Below so many labelled cases uncertainty is mostly noise: what is typical and different is learned from first.
+COLD_LABELS = 4
+LEAST_CLUSTER = 5  # images; a smaller one is an oddity
+COLD_BATCH = 8  # clusters beside those that have a labelled case
+# ClaSP PE: noise on the logarithm of the uncertainty, which falls with the number of labels.
+NOISE, NOISE_LABELS = 0.5, 10.0
+STRATIFIED = 0.5  # of the places go to one label after the other, the rest to the sum of all
+DIVERSITY = 1.0  # the weight of being unlike what is labelled
+NEAREST, FARTHEST = 0.05, 2.0  # the distances that count, in medians
+
+Places = NDArray[np.intp]
+Numbers = NDArray[np.float64]
 
 
-def by_score(candidates: Collection[str], scores: Mapping[str, float]) -> list[str]:
-    """The highest score first; cases without a score last, in an order that no listing or restart changes."""
-    return sorted(candidates, key=lambda case_id: _score_key(case_id, scores.get(case_id)))
+@dataclass(frozen=True)
+class Ranked:
+    """A case, why it stands where it does, and for which label's sake (None: for all).
+
+    `why` is "cold", "uncertain", "diverse", "uncertain (entropy)", "random", "foreground", "first" or "unscored";
+    `parts` are the numbers behind it.
+    """
+
+    case: str
+    why: str
+    label: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
-def shuffled(candidates: Collection[str], rng: np.random.Generator) -> list[str]:
+Strategy = Callable[[Pool, np.random.Generator], list[Ranked]]
+
+
+def medsa(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
+    """Typical and different cases as long as there is little to go by, then uncertain and different ones.
+
+    Cold start after TypiClust (Hacohen et al., arXiv 2202.02794); then a power-scheduled, class-balanced uncertainty
+    after ClaSP PE, with the distance to what is labelled, or was chosen before in this ranking, as a factor.
+    """
+    scored = pool.trained & ~np.isnan(pool.uncertainty).any(axis=1)
+    if pool.labelled.sum() < COLD_LABELS or not scored[pool.unlabelled].any():
+        return _cold(pool, rng)
+    return _uncertain(pool, scored, rng)
+
+
+def foreground_random(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
+    """Any case in which a label is expected that was drawn before; all others behind them."""
+    order = rng.permutation(pool.unlabelled)
+    labels = rng.integers(len(pool.labels), size=len(order))
+    holds = np.array([pool.expected[place, label] for place, label in zip(order, labels, strict=True)], bool)
+    first = [
+        Ranked(pool.cases[place], "foreground", pool.labels[label])
+        for place, label, held in zip(order, labels, holds, strict=True)
+        if held
+    ]
+    return first + [Ranked(pool.cases[place], "random") for place in order[~holds]]
+
+
+def random(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
     """Any order equally likely."""
-    ordered = sorted(candidates)
-    return [ordered[index] for index in rng.permutation(len(ordered))]
+    return [Ranked(pool.cases[place], "random") for place in rng.permutation(pool.unlabelled)]
 
 
-def by_name(candidates: Collection[str]) -> list[str]:
+def first(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
     """Alphabetical."""
-    return sorted(candidates)
+    return [Ranked(case, "first") for case in sorted(pool.cases[place] for place in pool.unlabelled)]
 
 
-def _score_key(case_id: str, score: float | None) -> tuple[bool, float, str]:
-    # By hash, not by name: neighbours in a listing are often the same patient.
-    return score is None, -(score or 0.0), hashlib.sha256(case_id.encode()).hexdigest()
+def entropy(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
+    """The highest mean entropy of the predicted objects and their borders first, over all labels."""
+    mean = ((pool.entropy + pool.border) / 2.0).mean(axis=1)
+    return [
+        Ranked(
+            pool.cases[place],
+            "unscored" if np.isnan(mean[place]) else "uncertain (entropy)",
+            None,
+            _part(entropy=mean[place]),
+        )
+        for place in _descending(mean, pool.unlabelled)
+    ]
+
+
+def diversity(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
+    """One after the other the case farthest from all that are labelled or chosen (k-centre, Sener et al., 1708.00489).
+
+    Where nothing is labelled yet it begins with the most typical one.
+    """
+    candidates = pool.unlabelled[pool.described[pool.unlabelled]]
+    rest = pool.unlabelled[~pool.described[pool.unlabelled]]
+    if len(candidates) == 0:
+        return [Ranked(pool.cases[place], "unscored") for place in rest]
+    spread = _Spread.over(pool, candidates)
+    ranked: list[Ranked] = []
+    if not np.isfinite(spread.distance).all():
+        start = int(typicality(pool.embedding[candidates], rng).argmax())
+        ranked.append(Ranked(pool.cases[candidates[start]], "diverse"))
+        spread.choose(start)
+    for _ in range(min(HEAD, len(candidates)) - len(ranked)):
+        place = spread.free_argmax(spread.distance)
+        ranked.append(
+            Ranked(pool.cases[candidates[place]], "diverse", None, _part(distance=spread.relative[place]))
+        )
+        spread.choose(place)
+    left = candidates[~spread.chosen][np.argsort(-spread.distance[~spread.chosen], kind="stable")]
+    ranked += [Ranked(pool.cases[place], "diverse") for place in left]
+    return ranked + [Ranked(pool.cases[place], "unscored") for place in rest]
+
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "medsa": medsa,
+    "foreground_random": foreground_random,
+    "random": random,
+    "first": first,
+    "entropy": entropy,
+    "diversity": diversity,
+}
+
+
+@dataclass
+class _Spread:
+    """How far candidates are from all that is labelled or chosen, as that grows."""
+
+    rows: Rows
+    distance: Numbers  # infinite as long as there is nothing
+    usual: float  # the median distance at the beginning
+    chosen: NDArray[np.bool_]
+
+    @classmethod
+    def over(cls, pool: Pool, candidates: Places) -> "_Spread":
+        rows = pool.embedding[candidates]
+        distance = distance_to_nearest(rows, pool.embedding[pool.labelled & pool.described])
+        finite = distance[np.isfinite(distance)]
+        usual = float(np.median(finite)) if len(finite) and np.median(finite) > 0 else 1.0
+        return cls(rows, distance, usual, np.zeros(len(candidates), bool))
+
+    @property
+    def relative(self) -> Numbers:
+        """In medians of the beginning, and within bounds."""
+        return np.clip(self.distance / self.usual, NEAREST, FARTHEST)
+
+    def choose(self, place: int) -> None:
+        self.chosen[place] = True
+        self.distance = np.minimum(self.distance, distance_to_nearest(self.rows, self.rows[[place]]))
+
+    def free_argmax(self, values: Numbers) -> int:
+        return int(np.where(self.chosen, -np.inf, values).argmax())
+
+
+def _cold(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
+    """The most typical image of the largest cluster without a labelled one, then of the next, and so on."""
+    described = np.flatnonzero(pool.described)
+    rest = [
+        Ranked(pool.cases[place], "unscored") for place in pool.unlabelled[~pool.described[pool.unlabelled]]
+    ]
+    if len(described) == 0:
+        return rest
+    rows, labelled = pool.embedding[described], pool.labelled[described]
+    typical = typicality(rows, rng)
+    member = clusters(rows, max(1, min(int(labelled.sum()) + COLD_BATCH, len(rows) // LEAST_CLUSTER)), rng)
+    free = np.flatnonzero(~labelled)
+    order = free[np.argsort(-typical[free], kind="stable")]
+    taken = np.bincount(member[labelled], minlength=member.max() + 1)
+    sizes = np.bincount(member, minlength=member.max() + 1)
+    ranked: list[Ranked] = []
+    percentile = _percentiles(typical)
+    waiting = {
+        cluster: [place for place in order if member[place] == cluster] for cluster in range(len(sizes))
+    }
+    while any(waiting.values()):
+        cluster = min(
+            (one for one, places in waiting.items() if places),
+            key=lambda one: (sizes[one] < LEAST_CLUSTER, taken[one], -sizes[one]),
+        )
+        place = waiting[cluster].pop(0)
+        taken[cluster] += 1
+        share = sizes[cluster] / len(rows)
+        ranked.append(
+            Ranked(
+                pool.cases[described[place]], "cold", None, _part(typicality=percentile[place], cluster=share)
+            )
+        )
+    return ranked + rest
+
+
+def _uncertain(pool: Pool, scored: NDArray[np.bool_], rng: np.random.Generator) -> list[Ranked]:
+    candidates = pool.unlabelled[scored[pool.unlabelled]]
+    rest = [Ranked(pool.cases[place], "unscored") for place in pool.unlabelled[~scored[pool.unlabelled]]]
+    uncertainty = np.where(pool.expected, pool.uncertainty, 0.0)[candidates]
+    noise = NOISE * NOISE_LABELS / (NOISE_LABELS + float(pool.labelled.sum()))
+    # Both in logarithms, so that they multiply; the noise makes it a draw, as a power of the uncertainty would.
+    drawn = np.log(uncertainty + 1e-3) + noise * rng.gumbel(size=uncertainty.shape)
+    overall = np.log(uncertainty.mean(axis=1) + 1e-3) + noise * rng.gumbel(size=len(candidates))
+    spread = _Spread.over(pool, candidates)
+    turns = _label_turns(uncertainty, rng)
+    ranked: list[Ranked] = []
+    for turn in range(min(HEAD, len(candidates))):
+        label = (
+            turns[int(turn * STRATIFIED) % len(turns)] if _is_stratified(turn) and len(turns) > 1 else None
+        )
+        value = overall if label is None else drawn[:, label]
+        place = spread.free_argmax(value + DIVERSITY * np.log(spread.relative))
+        ranked.append(_told(pool, candidates[place], label, spread.relative[place]))
+        spread.choose(place)
+    left = np.flatnonzero(~spread.chosen)
+    ordered = left[np.argsort(-overall[left], kind="stable")]
+    return ranked + [_told(pool, candidates[place], None, spread.relative[place]) for place in ordered] + rest
+
+
+def _is_stratified(turn: int) -> bool:
+    return int((turn + 1) * STRATIFIED) > int(turn * STRATIFIED)
+
+
+def _label_turns(uncertainty: Numbers, rng: np.random.Generator) -> list[int]:
+    """The labels, the one that the model is least sure of first; each gets the same number of places."""
+    return [int(label) for label in np.argsort(-uncertainty.mean(axis=0), kind="stable")]
+
+
+def _told(pool: Pool, place: int, label: int | None, distance: float) -> Ranked:
+    if label is None:
+        label = int(np.nan_to_num(pool.uncertainty[place]).argmax())
+    parts = _part(
+        uncertainty=pool.uncertainty[place, label],
+        entropy=pool.entropy[place, label],
+        border=pool.border[place, label],
+        disagreement=pool.disagreement[place, label],
+        distance=distance,
+    )
+    return Ranked(pool.cases[place], "uncertain", pool.labels[label], parts)
+
+
+def _descending(values: Numbers, places: Places) -> Places:
+    """`places` by their values; NaN last, in the pool's own order."""
+    found = values[places]
+    return places[np.argsort(np.where(np.isnan(found), np.inf, -found), kind="stable")]
+
+
+def _percentiles(values: Numbers) -> Numbers:
+    """The share of all values that are not above each."""
+    return np.searchsorted(np.sort(values), values, side="right") / len(values)
+
+
+def _part(**values: float) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in values.items()}
+
+
+def names(ranked: Sequence[Ranked]) -> list[str]:
+    """The cases alone."""
+    return [one.case for one in ranked]

@@ -1,59 +1,53 @@
 """MONAI Label's strategies: which unlabelled case a client is given next."""
 
-import logging
-import threading
 import time
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from lib.activelearning.chooser import Chooser, Ranking
 from lib.activelearning.leases import Leases
-from lib.activelearning.ranking import by_name, by_score, shuffled
-from lib.scoring.scores import read_scores
-
-log = logging.getLogger(__name__)
+from lib.activelearning.ranking import STRATEGIES
 
 ANONYMOUS = "anonymous"
-Ranking = Callable[[Collection[str]], list[str]]
+DESCRIPTIONS = {
+    "medsa": "The case from which the model learns most: uncertain, and unlike what is labelled",
+    "foreground_random": "Any case in which a label is expected that was drawn before",
+    "random": "Any case, all equally likely",
+    "first": "The first case by name",
+    "entropy": "The highest mean entropy of the automatic prediction",
+    "diversity": "The case that is most unlike all that is labelled",
+}
 
 
 class LeasedStrategy(Strategy):
-    """Offers the best unlabelled case by `rank` that is not offered to another client."""
+    """Offers the best unlabelled case by the strategy `name` that is not offered to another client."""
 
     def __init__(
-        self, description: str, rank: Ranking, leases: Leases, now: Callable[[], float] = time.time
+        self, name: str, chooser: Chooser, leases: Leases, now: Callable[[], float] = time.time
     ) -> None:
-        super().__init__(description)
-        self._rank, self._leases, self._now = rank, leases, now
+        super().__init__(DESCRIPTIONS[name])
+        self._name, self._chooser, self._leases, self._now = name, chooser, leases, now
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """{"id": image id}, or {} when no case is left for this client."""
+        """{"id": image id, "strategy", "rank", "of", "reason", ...}, or {} when no case is left for this client."""
         client = str(request.get("client_id") or ANONYMOUS)
+        ranking: Ranking | None = None
 
         def rank() -> list[str]:
-            return self._rank(datastore.get_unlabeled_images())
+            nonlocal ranking
+            unlabelled = datastore.get_unlabeled_images()
+            ranking = self._chooser.ranking(self._name, datastore.list_images(), unlabelled)
+            return [one.case for one in ranking.ranked]
 
         case = self._leases.offer(client, rank, self._now())
-        return {} if case is None else {"id": case}
+        if case is None or ranking is None:
+            return {}
+        return {"id": case, "strategy": self._name, **ranking.about(case)}
 
 
-def strategies(leases: Leases, scores_file: Path, seed: int) -> dict[str, Strategy]:
+def strategies(chooser: Chooser, leases: Leases) -> dict[str, Strategy]:
     """The app's strategies by name; the first is the default."""
-    rng, lock = np.random.default_rng(seed), threading.Lock()
-
-    def at_random(candidates: Collection[str]) -> list[str]:
-        with lock:  # a Generator is not safe to share between threads
-            return shuffled(candidates, rng)
-
-    def most_uncertain(candidates: Collection[str]) -> list[str]:
-        return by_score(candidates, read_scores(scores_file).values_by_case())
-
-    return {
-        "medsa": LeasedStrategy("The case that the model is least certain about", most_uncertain, leases),
-        "random": LeasedStrategy("Any case, all equally likely", at_random, leases),
-        "first": LeasedStrategy("The first case by name", by_name, leases),
-    }
+    return {name: LeasedStrategy(name, chooser, leases) for name in STRATEGIES}

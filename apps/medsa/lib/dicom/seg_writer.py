@@ -43,10 +43,14 @@ _CHECKS = {
 
 @dataclass(frozen=True)
 class LabelCode:
-    """What a label is called in a coding scheme, e.g. 10200004, SCT, Liver, and the colour that it is shown in."""
+    """What a label is called in a coding scheme, e.g. 10200004, SCT, Liver, and the colour that it is shown in.
+
+    `modifier` says which part of that it is, e.g. 255549009, SCT, Anterior.
+    """
 
     code: Code
     rgb: RGB
+    modifier: Code | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ def _segment(number: int, name: str, code: LabelCode | None, origin: SegOrigin) 
     )
     if code:
         described.RecommendedDisplayCIELabValue = to_dicom_lab(code.rgb)
+    if code and code.modifier:
+        (meant,) = described.SegmentedPropertyTypeCodeSequence
+        meant.SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept.from_code(code.modifier)]
     return described
 
 

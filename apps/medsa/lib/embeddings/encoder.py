@@ -11,7 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.embeddings.cache import EmbeddingCache
@@ -148,6 +150,18 @@ class VolumeEmbeddings:
         # Half as much goes to the device; each number is the same there.
         return torch.stack([found[index] for index in indices]).to(self.encoder.device).float()
 
+    def scaled_planes(self, indices: Sequence[int]) -> NDArray[np.float32]:
+        """Slices as the model is shown them, 0 to 255, in voxels: (B, n_u, n_v), in colour (B, n_u, n_v, 3)."""
+        planes = take_planes(self.volume.array, self.axis, indices)
+        return to_model_range(planes, self.encoder.intensity, self.encoder.window(self.volume))
+
+    def encode_alone(self, planes: NDArray[np.float32]) -> Tensor:
+        """Embeddings (B, 256, g, g) of such planes, each without neighbours; not kept. The caller holds the turn."""
+        device, model = self.encoder.device, self.encoder.model
+        shown = self.geometry.planes_to_model(torch.from_numpy(np.ascontiguousarray(planes)).to(device))
+        with torch.inference_mode():
+            return model.encode(shown, (1,) * len(shown)).float()
+
     def _keys(self, indices: Sequence[int]) -> dict[int, SliceKey]:
         volume, model = self.volume.content_key, self.encoder.full_key
         return {index: SliceKey(volume, model, self.axis, index) for index in indices}
@@ -181,10 +195,9 @@ class VolumeEmbeddings:
         """
         started = time.perf_counter()
         encoder = self.encoder
-        planes = take_planes(self.volume.array, self.axis, indices)
-        scaled = to_model_range(planes, encoder.intensity, encoder.window(self.volume))
+        scaled = torch.from_numpy(self.scaled_planes(indices))
         # Resized where the model is: a GPU does in passing what costs a CPU more than the way there.
-        encoded = encoder.encode(self.geometry.planes_to_model(torch.from_numpy(scaled).to(encoder.device)))
+        encoded = encoder.encode(self.geometry.planes_to_model(scaled.to(encoder.device)))
         # Copies: a view would keep the whole chunk alive behind one slice that the cache still counts.
         found = {index: encoded[row].clone() for row, index in enumerate(indices)}
         for index, key in self._keys(indices).items():

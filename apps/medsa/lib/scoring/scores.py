@@ -1,61 +1,237 @@
-"""The score file `scores.json`: how uncertain which version was about each unlabelled case.
+"""What scoring finds out about cases, as lines of JSON in one folder: any number of processes write, the server reads.
 
-Written by the scoring process alone, whole and atomically; the server reads it.
+Each process appends to a file of its own; a case's newest line counts. A kill costs the line that was being written.
+
+Concurrency. Between processes: appending and tidying up hold the file lock `scores.lock`; readers need none, since they
+take whole lines only. Between a server's threads: what was read so far, guarded by a lock that is held while new lines
+are read.
 """
 
+import base64
+import hashlib
 import json
 import logging
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from lib.files import write_json
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from lib.files import flush, part_beside
 
 log = logging.getLogger(__name__)
+
+STORED = np.dtype("<f2")  # half precision, little endian
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """How sure the model is of one label in one case.
+
+    `entropy` inside the predicted object and along its `border`, in bits; `disagreement` with what it says of the image
+    changed a little, 0 to 1; `volume_mm3` as it expects it.
+    """
+
+    entropy: float
+    border: float
+    disagreement: float
+    volume_mm3: float
+
+    @property
+    def uncertainty(self) -> float:
+        """All three in one, 0 to 1."""
+        return (self.entropy + self.border + self.disagreement) / 3.0
 
 
 @dataclass(frozen=True)
 class CaseScore:
-    """`score` in bits, None for an image that could not be scored, with the `error` then."""
+    """What the version `adapter_version` of `base` says of one case, or why it could not be asked (`error`).
 
-    score: float | None
+    `embedding` (d,) float32 describes the image, empty where there is none; `slice_index` is where it is least sure.
+    """
+
     base: str
     adapter_version: int
+    labels: Mapping[str, LabelScore] = field(default_factory=dict)
+    embedding: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    slice_index: int | None = None
+    seconds: float = 0.0
     error: str | None = None
+    time: float = field(default_factory=time.time)
+
+    @cached_property
+    def uncertainty(self) -> float | None:
+        """The mean over the labels; None for a case that could not be scored."""
+        if not self.labels:
+            return None
+        return sum(one.uncertainty for one in self.labels.values()) / len(self.labels)
+
+    def to_json(self, case: str) -> str:
+        """One line."""
+        content = {name: value for name, value in asdict(self).items() if name != "embedding"}
+        content["embedding"] = base64.b64encode(self.embedding.astype(STORED).tobytes()).decode()
+        return json.dumps({"case": case, **content})
+
+    @classmethod
+    def from_json(cls, line: str) -> tuple[str, "CaseScore"]:
+        """(case, score); raises ValueError, KeyError or TypeError for anything else."""
+        content = json.loads(line)
+        case, stored = str(content.pop("case")), base64.b64decode(content.pop("embedding"))
+        labels = {name: LabelScore(**one) for name, one in content.pop("labels").items()}
+        embedding = np.frombuffer(stored, STORED).astype(np.float32)
+        return case, cls(labels=labels, embedding=embedding, **content)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoreTable:
-    """Scores by case id."""
+    """Scores by case id; never changed."""
 
-    cases: dict[str, CaseScore]
+    cases: Mapping[str, CaseScore]
 
-    def values_by_case(self) -> dict[str, float]:
-        """The cases that have a score; one of an earlier version is better than none."""
-        return {case: entry.score for case, entry in self.cases.items() if entry.score is not None}
+    def is_current(self, case: str, base: str, adapter_version: int) -> bool:
+        """Whether this version has scored the case, or failed to."""
+        entry = self.cases.get(case)
+        return entry is not None and (entry.base, entry.adapter_version) == (base, adapter_version)
 
-    def missing(self, candidates: Collection[str], base: str, adapter_version: int) -> list[str]:
-        """The candidates that this model has neither scored nor failed on, by name."""
-        return sorted(
-            case
-            for case in candidates
-            if (entry := self.cases.get(case)) is None
-            or (entry.base, entry.adapter_version) != (base, adapter_version)
+    def due(self, candidates: Iterable[str], base: str, adapter_version: int) -> list[str]:
+        """The candidates that this version has not scored yet, the most promising first.
+
+        By what an earlier version was uncertain about; a case that none has seen counts as the middle of those.
+        """
+        missing = [case for case in candidates if not self.is_current(case, base, adapter_version)]
+        known = {
+            case: entry.uncertainty
+            for case in missing
+            if (entry := self.cases.get(case)) is not None and entry.uncertainty is not None
+        }
+        middle = float(np.median(list(known.values()))) if known else 0.0
+        # By hash, not by name: neighbours in a listing are often the same patient.
+        return sorted(missing, key=lambda case: (-known.get(case, middle), stable_order(case)))
+
+
+def stable_order(case: str) -> str:
+    """Sorts cases in an order that has nothing to do with their names, and is always the same."""
+    return hashlib.sha256(case.encode()).hexdigest()
+
+
+def in_shard(case: str, shard: int, shards: int) -> bool:
+    """Whether the case is for process `shard` of `shards`; each case is for one."""
+    return int(stable_order(case)[:8], 16) % shards == shard
+
+
+class ScoreFolder:
+    """The folder; `shard` names this process's file."""
+
+    def __init__(self, path: Path, shard: int = 0) -> None:
+        self.path, self._shard = path, shard
+        self._lock = threading.Lock()
+        self._read_to: dict[str, tuple[int, int]] = {}  # file -> inode and bytes
+        self._table = ScoreTable({})
+
+    @property
+    def pictures(self) -> Path:
+        """Where the pictures of cases lie."""
+        return self.path / "pictures"
+
+    def picture(self, case: str) -> Path:
+        """Of one case, whatever its id holds."""
+        return self.pictures / f"{stable_order(case)[:32]}.png"
+
+    def table(self) -> ScoreTable:
+        """All scores on record now; the same object as long as nothing was added."""
+        with self._lock:
+            files = self._files()
+            if files != self._read_to:
+                self._catch_up(files)
+            return self._table
+
+    def append(self, case: str, entry: CaseScore) -> None:
+        """Notes one score."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._file_lock(), (self.path / f"part-{self._shard:03d}.jsonl").open("ab+") as stream:
+            stream.seek(max(0, stream.tell() - 1))
+            torn = stream.read(1) not in (b"", b"\n")  # a kill in the middle of a line
+            stream.write((("\n" if torn else "") + entry.to_json(case) + "\n").encode())
+
+    def tidy(self, known: Collection[str]) -> None:
+        """Rewrites the folder with one line for each `known` case; what others append meanwhile is not lost."""
+        if not self.path.is_dir():
+            return
+        with self._file_lock():
+            table, kept = self.table(), self.path / "part-000.jsonl"
+            files = self._files()
+            lines = [entry.to_json(case) for case, entry in sorted(table.cases.items()) if case in known]
+            part = part_beside(kept)
+            part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            flush(part)
+            part.replace(kept)
+            for name in files.keys() - {kept.name}:
+                (self.path / name).unlink()
+        wanted = {self.picture(case).name for case in known}
+        for picture in self.pictures.glob("*.png"):
+            if picture.name not in wanted:
+                picture.unlink(missing_ok=True)
+
+    def _file_lock(self) -> FileLock:
+        return FileLock(self.path / "scores.lock")
+
+    def _files(self) -> dict[str, tuple[int, int]]:
+        try:
+            found = sorted(self.path.glob("part-*.jsonl"))
+            return {path.name: (stat.st_ino, stat.st_size) for path in found if (stat := path.stat())}
+        except FileNotFoundError:
+            return {}
+
+    def _catch_up(self, files: Mapping[str, tuple[int, int]]) -> None:
+        """Reads what was added; everything where a file is another one or became shorter."""
+        grown = self._read_to.keys() <= files.keys() and all(
+            files[name][0] == inode and files[name][1] >= size
+            for name, (inode, size) in self._read_to.items()
         )
+        cases = dict(self._table.cases) if grown else {}
+        read = dict(self._read_to) if grown else {}
+        added = not grown
+        for name, (inode, _) in files.items():
+            start = read.get(name, (inode, 0))[1]
+            whole = self._whole_lines(name, start)
+            for line in whole.splitlines():
+                _take(cases, line)
+            added |= bool(whole)
+            read[name] = (inode, start + len(whole))
+        self._read_to = read
+        if added:
+            self._table = ScoreTable(cases)
+
+    def _whole_lines(self, name: str, start: int) -> bytes:
+        """What was added to a file since `start`, but for a line that is not complete."""
+        try:
+            with (self.path / name).open("rb") as stream:
+                stream.seek(start)
+                content = stream.read()
+        except FileNotFoundError:
+            return b""  # tidied up meanwhile; the next look finds it elsewhere
+        return content[: content.rfind(b"\n") + 1]
 
 
-def read_scores(path: Path) -> ScoreTable:
-    """The scores on record; an empty table when there are none or the file cannot be read."""
+def _take(cases: dict[str, CaseScore], line: bytes) -> None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return ScoreTable({str(case): CaseScore(**entry) for case, entry in content.items()})
-    except FileNotFoundError:
-        return ScoreTable({})
-    except (ValueError, TypeError, AttributeError):
-        log.warning("%s cannot be read; all cases are scored again", path.name)
-        return ScoreTable({})
+        case, entry = CaseScore.from_json(line.decode())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        if line.strip():
+            log.warning("a line of the scores cannot be read; its case is scored again")
+        return
+    if case not in cases or cases[case].time <= entry.time:
+        cases[case] = entry
 
 
-def write_scores(path: Path, table: ScoreTable) -> None:
-    """Replaces the file by `table`."""
-    write_json(path, {case: asdict(entry) for case, entry in sorted(table.cases.items())})
+def progress_of(table: ScoreTable, candidates: Collection[str], base: str, version: int) -> dict[str, Any]:
+    """How far scoring is with the cases that matter, for people: {"scored", "of", "failed"}."""
+    current = [case for case in candidates if table.is_current(case, base, version)]
+    failed = {case: table.cases[case].error for case in current if table.cases[case].error is not None}
+    return {"scored": len(current) - len(failed), "of": len(candidates), "failed": failed}

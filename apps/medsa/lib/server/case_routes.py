@@ -1,29 +1,41 @@
 """The /medsa/cases routes: what a viewer needs to know of a case that somebody has opened."""
 
 import gzip
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Body, Request, Response
 
+from lib.activelearning.leases import Leases
 from lib.datastore.versions import FINAL, final_versions
 from lib.errors import NotFoundError
-from lib.server.routing import AnyUser, MedsaRoute
+from lib.scoring.scores import ScoreFolder
+from lib.server.routing import Annotator, AnyUser, MedsaRoute, OwnPage, author
 from lib.volume import load_label, load_volume
 
 # Masks are mostly zeros: the fastest level makes them small.
 LEVEL = 1
 
 
-def case_router(app: Any, labels: dict[str, int]) -> APIRouter:
+Params = Annotated[dict[str, Any] | None, Body()]
+
+
+def case_router(
+    app: Any,
+    labels: dict[str, int],
+    leases: Leases,
+    scores: ScoreFolder,
+    now: Callable[[], float] = time.time,
+) -> APIRouter:
     """The routes, answered by the datastore of `app`."""
     router = APIRouter(prefix="/medsa/cases", tags=["medsa"], route_class=MedsaRoute)
     store = app.datastore()
 
     @router.get("/{image}", summary="A case's saved labels: number, author, time and adapter version of each")
     def case(image: str, user: AnyUser) -> Any:
-        if image not in store.list_images():
-            raise NotFoundError("image", image, "one of the image ids of this server")
+        _check_image(store, image)
         return {"image": image, "labels": final_versions(store.history.versions(image))}
 
     @router.get(
@@ -44,4 +56,36 @@ def case_router(app: Any, labels: dict[str, int]) -> APIRouter:
         }
         return Response(body, media_type="application/octet-stream", headers=headers)
 
+    _add_offer_routes(router, store, leases, scores, now)
     return router
+
+
+def _add_offer_routes(
+    router: APIRouter, store: Any, leases: Leases, scores: ScoreFolder, now: Callable[[], float]
+) -> None:
+    @router.post("/{image}/give-back", summary="Another case instead of this one, which is offered to others")
+    def give_back(
+        request: Request, image: str, user: Annotator, own_page: OwnPage, params: Params = None
+    ) -> Any:
+        _check_image(store, image)
+        client = author(user, params or {}, request)
+        leases.give_back(image, client, now())
+        return {"image": image, "client_id": client}
+
+    @router.get(
+        "/{image}/picture.png",
+        summary="The slice of a case of which the model is least sure, with outlines and doubt",
+        response_class=Response,
+    )
+    def picture(image: str, user: AnyUser) -> Response:
+        _check_image(store, image)
+        try:
+            content = scores.picture(image).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFoundError("image", image, "a case that was scored") from error
+        return Response(content, media_type="image/png", headers={"cache-control": "no-store"})
+
+
+def _check_image(store: Any, image: str) -> None:
+    if image not in store.list_images():
+        raise NotFoundError("image", image, "one of the image ids of this server")

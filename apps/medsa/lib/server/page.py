@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
+from lib.activelearning.chooser import DEFAULT, Ranking
 from lib.activelearning.leases import Lease
-from lib.activelearning.ranking import by_score
-from lib.scoring.scores import ScoreTable, read_scores
+from lib.scoring.scores import ScoreFolder, progress_of
 from lib.server.curve import Point, curve_points, draw_curve
 from lib.server.loop import Housekeeping, status
 from lib.server.parts import Parts, describe_base
@@ -43,14 +43,19 @@ class Running:
 
 @dataclass(frozen=True)
 class NextCase:
-    """What the strategy `medsa` would offer to a new client now, and why; `case` None: there is none.
+    """What the default strategy would offer to a new client now, and why; `case` None: there is none.
 
-    `link` opens it in OHIF, where the studies are a PACS's.
+    `rank` of `of` unlabelled cases, since better ones may be on lease; `parts` are the numbers behind the reason.
+    `link` opens it in OHIF, where the studies are a PACS's; `picture` is where it is least sure, from the page.
     """
 
     case: str | None
     reason: str
+    rank: int = 0
+    of: int = 0
+    parts: tuple[tuple[str, float], ...] = ()
     link: str | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class PageState:
     suspicious: tuple[dict[str, Any], ...]
     nightly: str
     next_case: NextCase
+    scoring: str
 
 
 def page_state(
@@ -89,9 +95,9 @@ def page_state(
 ) -> PageState:
     """The state of things at `now`."""
     base, releases = describe_base(parts.serving), overview(parts.releases)
-    following = next_case(
-        store.get_unlabeled_images(), read_scores(parts.scores_file), parts.leases.table(), now
-    )
+    unlabelled = store.get_unlabeled_images()
+    ranking = parts.chooser.ranking(DEFAULT, store.list_images(), unlabelled)
+    following = next_case(ranking, parts.leases.table(), now)
     entries = [explain(record) for record in parts.releases.records()]
     return PageState(
         task=parts.settings.task.name,
@@ -112,7 +118,12 @@ def page_state(
         decisions=tuple(reversed(entries[-DECISIONS:])),
         suspicious=suspicious_cases(entries),
         nightly=nightly_text(parts.settings.training.nightly),
-        next_case=replace(following, link=ohif_link(store, following.case)),
+        next_case=replace(
+            following,
+            link=ohif_link(store, following.case),
+            picture=picture_link(parts.scores, following.case),
+        ),
+        scoring=scoring_text(scoring_progress(parts, unlabelled)),
     )
 
 
@@ -167,27 +178,44 @@ def when_it_starts(
     return text
 
 
-def next_case(
-    unlabelled: Sequence[str], scores: ScoreTable, leases: Mapping[str, Lease], now: datetime
-) -> NextCase:
-    """The first unlabelled case by score that nobody has on lease, with the reason."""
+def next_case(ranking: Ranking, leases: Mapping[str, Lease], now: datetime) -> NextCase:
+    """The first of the ranking that nobody has on lease, with the reason."""
     held = {case for case, lease in leases.items() if lease["until"] > now.timestamp()}
-    free = [case for case in unlabelled if case not in held]
-    if not free:
-        taken = len(held & set(unlabelled))
-        return NextCase(
-            None, f"No unlabelled case is free; {taken} of {len(unlabelled)} are offered already."
-        )
-    values = scores.values_by_case()
-    case = by_score(free, values)[0]
-    if case not in values:
-        return NextCase(case, "It is not scored yet; cases without a score come in an order that is fixed.")
-    rated, version = sum(other in values for other in free), scores.cases[case].adapter_version
+    case = next((one.case for one in ranking.ranked if one.case not in held), None)
+    if case is None:
+        count = len(ranking.ranked)
+        return NextCase(None, f"No unlabelled case is free; {count} of {count} are offered already.")
+    about = ranking.about(case)
+    reason = about["reason"]
     return NextCase(
-        case,
-        f"The model is least certain about it: {values[case]:.3f} bits of entropy on average, the highest of {rated} "
-        f"scored cases (version {version}).",
+        case, f"{reason[0].upper()}{reason[1:]}.", about["rank"], about["of"], tuple(about["parts"].items())
     )
+
+
+def scoring_progress(parts: Parts, unlabelled: Sequence[str]) -> dict[str, Any]:
+    """How far scoring is with the version that serves; see `progress_of`. Empty before the model was loaded."""
+    served = parts.serving.served
+    if served is None:
+        return {}
+    return progress_of(parts.scores.table(), unlabelled, served.base, served.adapter_version)
+
+
+def scoring_text(progress: Mapping[str, Any]) -> str:
+    """The same in words."""
+    if not progress:
+        return ""
+    text = f"{progress['scored']} of {progress['of']} unlabelled cases are scored by the version that serves."
+    if progress["failed"]:
+        named = "; ".join(f"{case}: {problem}" for case, problem in sorted(progress["failed"].items())[:3])
+        text += f" {len(progress['failed'])} could not be: {named}"
+    return text
+
+
+def picture_link(scores: ScoreFolder, case: str | None) -> str | None:
+    """Where the picture of the case is, from the page; None where there is none."""
+    if case is None or not scores.picture(case).is_file():
+        return None
+    return f"cases/{quote(case, safe='')}/picture.png"
 
 
 def ohif_link(store: Any, case: str | None) -> str | None:

@@ -65,7 +65,8 @@ def page_renderer(templates: Path) -> Callable[[PageState], HTMLResponse]:
     style, script = ((templates / name).read_text("utf-8") for name in ("page.css", "page.js"))
     headers = {
         "Content-Security-Policy": (
-            f"default-src 'none'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'; "
+            "default-src 'none'; connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+            "frame-ancestors 'self'; "
             f"style-src {_source(style)}; script-src {_source(script)}"
         ),
         "Cache-Control": "no-store",

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lib.activelearning.chooser import Chooser
 from lib.activelearning.leases import Leases
 from lib.bases import choose_base, encoder_precision, torch_device
 from lib.embeddings import DiskCache, EmbeddingCache
@@ -14,6 +15,7 @@ from lib.infers.volumes import VolumeCache
 from lib.infers.warming import Warmer
 from lib.model.catalog import BaseChoice, build_model
 from lib.model.medsa import MedSA
+from lib.scoring.scores import ScoreFolder
 from lib.settings import ServingSettings, Settings, load_settings
 from lib.trainers.children import announced_base
 from lib.training import tracking
@@ -38,11 +40,8 @@ class Parts:
     volumes: VolumeCache
     leases: Leases
     warmer: Warmer
-
-    @property
-    def scores_file(self) -> Path:
-        """Where scoring leaves what the strategies read."""
-        return self.state / "scores.json"
+    scores: ScoreFolder
+    chooser: Chooser
 
     def serving_version(self) -> int | None:
         """The version that answers; None while no model is loaded, as in a child process."""
@@ -83,6 +82,7 @@ def build_parts(app_dir: Path, conf: Mapping[str, str]) -> Parts:
     state = settings.serving.state or app_dir / "model" / settings.task.name
     releases, volumes = Releases(state), VolumeCache()
     serving = _serving_model(settings, app_dir, state, releases)
+    scores = ScoreFolder(state / "scores")
     return Parts(
         settings,
         app_dir,
@@ -92,6 +92,8 @@ def build_parts(app_dir: Path, conf: Mapping[str, str]) -> Parts:
         volumes,
         Leases(state / "leases.json", settings.serving.lease_minutes),
         Warmer(serving, volumes),
+        scores,
+        Chooser(scores, tuple(settings.task.labels), settings.training.seed),
     )
 
 

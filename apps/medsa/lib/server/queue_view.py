@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import NotFoundError
-from lib.scoring.scores import read_scores
+from lib.scoring.sweep import to_score
 from lib.server.parts import Parts
 from lib.trainers.medsa_trainer import FINAL
 from lib.training.cases import label_digest
@@ -70,12 +70,9 @@ class QueueView:
         return records
 
     def unscored(self) -> tuple[str, ...]:
-        """Unlabelled cases that the serving version has not scored; none before the model was loaded."""
+        """Cases that are to be scored, in order; none before the model was loaded."""
         served = self._parts.serving.served
-        if served is None:
-            return ()
-        table = read_scores(self._parts.scores_file)
-        return tuple(table.missing(self._store.get_unlabeled_images(), served.base, served.adapter_version))
+        return () if served is None else tuple(to_score(self._store, self._parts.scores, served))
 
     def _records_signature(self) -> RecordsSignature:
         try:

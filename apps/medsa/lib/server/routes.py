@@ -34,7 +34,7 @@ def add_routes(server: FastAPI, app: Any, parts: Parts, housekeeping: Housekeepi
         task_router(app, parts, housekeeping),
         release_router(parts.releases),
         page_router(parts.releases, parts.app_dir / "templates", shown),
-        case_router(app, dict(parts.settings.task.labels)),
+        case_router(app, dict(parts.settings.task.labels), parts.leases, parts.scores),
         ohif_router(parts.app_dir),
         proxy_router(app.studies),
     )

@@ -4,10 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.activelearning.ranking import by_score
+from lib.activelearning.chooser import DEFAULT
 from lib.errors import NotFoundError, PacsError, VolumeError
 from lib.files import remove_parts_of
-from lib.scoring.scores import read_scores
 from lib.server.loop import ATTEMPTS, Housekeeping
 from lib.server.night import Night
 from lib.server.parts import Parts
@@ -53,8 +52,10 @@ def upcoming_images(parts: Parts, store: Any) -> list[Path]:
     unlabelled = set(store.get_unlabeled_images())
     leases = parts.leases.table()
     leased = sorted(unlabelled & leases.keys(), key=lambda case: leases[case]["until"], reverse=True)
-    ranked = by_score(unlabelled - leases.keys(), read_scores(parts.scores_file).values_by_case())
-    return [path for case in (*leased, *ranked[:1]) if (path := _image_of(store, case)) is not None]
+    ranking = parts.chooser.ranking(DEFAULT, store.list_images(), unlabelled)
+    following = next((one.case for one in ranking.ranked if one.case not in leases), None)
+    wanted = leased if following is None else [*leased, following]
+    return [path for case in wanted if (path := _image_of(store, case)) is not None]
 
 
 def _image_of(store: Any, case: str) -> Path | None:

@@ -17,7 +17,7 @@ from lib.dicom.pacs import Pacs
 from lib.dicom.seg_writer import LabelCode
 from lib.errors import InputError, PacsError, SettingsError
 from lib.server.parts import Parts
-from lib.settings import TaskSettings
+from lib.settings import CodedName, TaskSettings
 from lib.trainers.children import announced_base
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,10 @@ def _series_folder(address: str, parts: Parts) -> SeriesFolder:
 
 def _codes(task: TaskSettings) -> dict[str, LabelCode]:
     return {
-        name: LabelCode(Code(said.code, said.scheme, said.meaning), said.colour)
+        name: LabelCode(_code(said), said.colour, said.modifier and _code(said.modifier))
         for name, said in task.codes.items()
     }
+
+
+def _code(said: CodedName) -> Code:
+    return Code(said.code, said.scheme, said.meaning)

@@ -9,7 +9,7 @@ from monailabel.endpoints import train as train_endpoint
 from lib.errors import InputError, NotFoundError, TrainingError
 from lib.server.child_trainings import stop_training
 from lib.server.loop import Housekeeping, status
-from lib.server.page import running_training
+from lib.server.page import running_training, scoring_progress
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, author
 from lib.server.store import pacs_status
@@ -47,6 +47,7 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
         about = describe_base(parts.serving) | status(parts, housekeeping)
         running = running_training(MedsaTrainer(parts.train, parts.state).stats())
         about["training_progress"] = running and {"percent": running.percent, "doing": running.doing}
+        about["scores"] = scoring_progress(parts, app.datastore().get_unlabeled_images())
         return about | {"warming": parts.warmer.progress(), "pacs": pacs_status(app.datastore())}
 
     return router

@@ -1,7 +1,8 @@
 // The dock on top of the MONAI Label panel: what would be submitted, Submit label, Next sample, and how training goes.
-import { contents, imageIsLoaded, openSeries, packed, put, show, voxels } from './labels.js';
+import { Corrections } from './corrections.js';
+import { contents, imageIsLoaded, numberOf, openSeries, packed, put, show, voxels } from './labels.js';
 import { chosenLabel, connect, isNextSample, isPrompt, keepRow, noteRow, pressedRun, run } from './panel.js';
-import { currentLabel, info, nextCase, open, savedLabels, saveLabel, status } from './server.js';
+import { currentLabel, giveBack, info, nextCase, open, savedLabels, saveLabel, status } from './server.js';
 import { ignoreTraffic, watchTraffic } from './traffic.js';
 
 const POLL_MS = 3000;
@@ -11,6 +12,7 @@ const COUNT_MS = 400; // counting 25 million voxels takes a tenth of a second: n
 const NAME_KEY = 'medsa-name';
 const CLIENT_KEY = 'medsa-client';
 const EVERY_CLICK_KEY = 'medsa-every-click';
+const OFFER_KEY = 'medsa-offer'; // {image, text} of the case that was offered last, in this tab
 const LEAVE = 'What you changed is not submitted, and would be lost. Go on?';
 
 let dock = null; // the open dock, one a page
@@ -33,7 +35,8 @@ class Dock {
     this.services = services;
     this.commandsManager = commandsManager;
     this.labels = {}; // name -> value, of the task
-    this.deepgrow = new Set(); // models that are not told which label is meant
+    this.deepgrow = new Map(); // models that are not told which label is meant -> dimension of what they answer
+    this.corrections = new Corrections();
     this.image = null;
     this.seen = 0; // newest version of this case that is known here
     this.changed = false; // since it was opened or submitted
@@ -58,9 +61,10 @@ class Dock {
 
   listen() {
     const { signal } = this.ended;
-    const { submit, next, load, undo, everyClick, name } = this.view;
+    const { submit, next, skip, load, undo, everyClick, name } = this.view;
     submit.addEventListener('click', () => this.guarded(() => this.submit()));
     next.addEventListener('click', () => this.guarded(() => this.next()));
+    skip.addEventListener('click', () => this.guarded(() => this.skip()));
     load.addEventListener('click', () => this.guarded(() => this.mayLeave() && this.load()));
     undo.addEventListener('click', () => this.undo());
     everyClick.addEventListener('change', () => localStorage.setItem(EVERY_CLICK_KEY, everyClick.checked));
@@ -93,7 +97,8 @@ class Dock {
     this.poll();
     const about = await info();
     this.labels = about.models.medsa.labels;
-    this.deepgrow = new Set(Object.keys(about.models).filter(model => about.models[model].type === 'deepgrow'));
+    const deepgrow = Object.entries(about.models).filter(([, { type }]) => type === 'deepgrow');
+    this.deepgrow = new Map(deepgrow.map(([model, { dimension }]) => [model, dimension]));
     await this.until(imageIsLoaded);
     await connect(condition => this.until(condition), () => voxels(this.services));
     this.watchVolume();
@@ -168,6 +173,7 @@ class Dock {
     } else if (found) {
       await this.show(found);
     }
+    this.showOffer();
     this.view.submit.disabled = false; // until here a label of somebody else could have been replaced unseen
     this.view.root.dataset.ready = image;
   }
@@ -198,11 +204,11 @@ class Dock {
     this.view.undo.hidden = true;
   }
 
-  /** A request's params with who asks and for which label; clicks outside count for the label that they were made for. */
+  /** A request, {params, mask}, with who asks and for which label; a click outside is of the label it was made for. */
   completed(model, params) {
     const label = chosenLabel();
     if (!this.deepgrow.has(model) || !label) {
-      return { client_id: this.client(), ...params };
+      return { params: { client_id: this.client(), ...params }, mask: null };
     }
     const background = (params.background ?? []).filter(point => {
       const key = point.join();
@@ -211,7 +217,14 @@ class Dock {
       }
       return this.outside.get(key) === label;
     });
-    return { client_id: this.client(), label, ...params, background };
+    const asked = { client_id: this.client(), label, ...params, background };
+    // In 2D nothing but the slice that was clicked changes.
+    return this.isWhole(model) ? this.corrections.complete(label, numberOf(this.services, label), voxels(this.services), asked) : { params: asked, mask: null };
+  }
+
+  /** Whether the model answers with a whole object, of one label. */
+  isWhole(model) {
+    return this.deepgrow.get(model) === 3;
   }
 
   noteStart() {
@@ -253,6 +266,7 @@ class Dock {
     try {
       const answer = await saveLabel(this.image, packed(array, found), params, part => this.showProgress(part));
       this.seen = answer.version;
+      this.view.skip.hidden = true; // it is not on lease any more
       this.say(told(answer), answer.others.length || !['stored', null].includes(answer.pacs) ? 'error' : 'done');
     } catch (error) {
       this.changed = true;
@@ -271,11 +285,32 @@ class Dock {
     const found = await nextCase(this.client());
     if (!found.id) {
       this.say('No case without a label is left for you.');
-    } else if (found.id === this.image) {
-      this.say('This case is still yours: submit it first.');
     } else {
-      this.go(found.StudyInstanceUID, found.SeriesInstanceUID);
+      sessionStorage.setItem(OFFER_KEY, JSON.stringify({ image: found.id, text: `Case ${found.rank} of ${found.of}: ${found.reason}.` }));
+      if (found.id === this.image) {
+        this.say('This case is still yours: submit it, or skip it.');
+        this.showOffer();
+      } else {
+        this.go(found.StudyInstanceUID, found.SeriesInstanceUID);
+      }
     }
+  }
+
+  /** Another case instead of this one, which others are offered then. */
+  async skip() {
+    if (this.mayLeave()) {
+      await giveBack(this.image, this.client());
+      this.changed = false;
+      await this.next();
+    }
+  }
+
+  /** Why this case was offered, if it was. */
+  showOffer() {
+    const offer = JSON.parse(sessionStorage.getItem(OFFER_KEY) ?? 'null');
+    const offered = offer?.image === this.image;
+    this.view.offer.textContent = offered ? offer.text : '';
+    this.view.skip.hidden = !offered;
   }
 
   /** Presses of OHIF's own buttons that would do something else than they say. */
@@ -324,6 +359,9 @@ class Dock {
   answered(answer) {
     this.asking--;
     if (answer.ok) {
+      if (this.isWhole(answer.model)) {
+        this.corrections.answered(answer.params.label, answer.params, answer.body);
+      }
       this.view.undo.hidden = false;
       this.answers++;
       this.view.model.textContent = `${answer.base}, ${versionText(answer.version)} answered in ${answer.seconds.toFixed(2)} s`;
@@ -462,6 +500,7 @@ function view() {
   root.innerHTML = `
     <link rel="stylesheet" href="/ohif/medsa/dock.css">
     <p><b>medsa</b> <span data-part="model"></span> <a href="/medsa/" target="_blank" rel="noopener">overview</a></p>
+    <p data-part="offer" id="medsa-offer" class="soft-text"></p>
     <label>Your name <input type="text" data-part="name" maxlength="64" autocomplete="name" placeholder="for the record of labels"></label>
     <label><input type="checkbox" data-part="everyClick"> Run on every click</label>
     <table aria-label="What would be submitted"><tbody data-part="contents"></tbody></table>
@@ -469,6 +508,7 @@ function view() {
     <div class="buttons">
       <button type="button" data-part="submit" id="medsa-submit" disabled>Submit label</button>
       <button type="button" data-part="next" id="medsa-next" class="soft">Next sample</button>
+      <button type="button" data-part="skip" id="medsa-skip" class="soft" hidden>Skip case</button>
       <button type="button" data-part="undo" class="soft" hidden>Undo answer</button>
       <button type="button" data-part="load" class="soft" hidden>Show newest label</button>
     </div>

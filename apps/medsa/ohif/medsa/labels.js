@@ -16,6 +16,9 @@ export function segmentNames(services) {
   return new Map(found.map(segment => [segment.segmentIndex, segment.label]));
 }
 
+/** OHIF's number of the segment called `name`; undefined for none. */
+export const numberOf = (services, name) => [...segmentNames(services)].find(([, found]) => found === name)?.[0];
+
 /** Segment number -> its voxels, for those that have any. */
 export function counts(array) {
   const found = new Uint32Array(256);

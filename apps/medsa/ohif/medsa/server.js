@@ -30,6 +30,13 @@ export async function nextCase(client) {
   return (await checked(await fetch('/activelearning/medsa', { method: 'POST', body, headers }))).json();
 }
 
+/** Takes back that `client` was offered a case: others may have it, and the client gets another one. */
+export async function giveBack(image, client) {
+  const body = JSON.stringify({ client_id: client });
+  const headers = { 'content-type': 'application/json' };
+  await checked(await fetch(`/medsa/cases/${encodeURIComponent(image)}/give-back`, { method: 'POST', body, headers }));
+}
+
 /** Saves a label; `onProgress` is told the part that is sent, 0 to 1. What the server says of it. */
 export async function saveLabel(image, voxels, params, onProgress) {
   const form = new FormData();
@@ -79,6 +86,6 @@ async function checked(answer) {
 }
 
 /** Masks are mostly zeros: a hundredth of the bytes goes over the wire. */
-async function gzip(voxels) {
+export async function gzip(voxels) {
   return new Response(new Blob([voxels]).stream().pipeThrough(new CompressionStream('gzip'))).blob();
 }

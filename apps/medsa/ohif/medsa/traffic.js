@@ -8,9 +8,9 @@ let watched = false;
 const running = new Set();
 
 /**
- * From now on `complete(model, params)` gives the params of every request for a mask, and `started()` and
- * `answered({ok, text, base, version, seconds})` are called around it. The panel keeps its client to itself, so the
- * browser's own is watched.
+ * From now on `complete(model, params)` gives what every request for a mask says, {params, mask}: a `mask` is the
+ * promise of a label file to go with it. `started()` and `answered({ok, text, base, version, seconds, model, params, body})`
+ * are called around it. The panel keeps its client to itself, so the browser's own is watched.
  */
 export function watchTraffic(added) {
   handlers = added;
@@ -25,10 +25,16 @@ export function watchTraffic(added) {
     return open.call(this, method, url, ...rest);
   };
   XMLHttpRequest.prototype.send = function (body) {
-    if (handlers && this.medsaModel && body instanceof FormData) {
-      follow(this, body, handlers);
+    const mask = handlers && this.medsaModel && body instanceof FormData ? follow(this, body, handlers) : null;
+    if (!mask) {
+      return send.call(this, body);
     }
-    return send.call(this, body);
+    mask.then(file => {
+      body.set('label', file, 'label.bin.gz');
+      if (running.has(this)) { // a case that was left meanwhile asks for nothing any more
+        send.call(this, body);
+      }
+    });
   };
 }
 
@@ -40,14 +46,16 @@ export function ignoreTraffic() {
 }
 
 function follow(request, form, own) {
-  const params = JSON.parse(form.get('params') ?? '{}');
-  form.set('params', JSON.stringify(own.complete(decodeURIComponent(request.medsaModel), params)));
+  const model = decodeURIComponent(request.medsaModel);
+  const { params, mask } = own.complete(model, JSON.parse(form.get('params') ?? '{}'));
+  form.set('params', JSON.stringify(params));
   running.add(request);
   own.started();
   request.addEventListener('loadend', () => {
     running.delete(request);
-    own.answered(described(request));
+    own.answered({ model, params, ...described(request) });
   });
+  return mask;
 }
 
 function described(request) {
@@ -56,5 +64,5 @@ function described(request) {
     return { ok: false, text: request.status ? detailOf(body, request.status) : 'The server cannot be reached.' };
   }
   const [base, version, seconds] = ['base', 'version', 'seconds'].map(name => request.getResponseHeader(`medsa-${name}`));
-  return { ok: true, base, version: Number(version), seconds: Number(seconds) };
+  return { ok: true, base, version: Number(version), seconds: Number(seconds), body: request.response };
 }

@@ -1,0 +1,63 @@
+"""Why a case is offered, in words that an annotator reads."""
+
+import numpy as np
+
+from lib.activelearning.pool import Pool
+from lib.activelearning.ranking import Ranked
+
+HIGH = 0.6  # as a share of the cases that have less of it
+UNLIKE, DIFFERENT = 1.25, 0.9  # distances to what is labelled, in medians
+PLACES = {
+    "border": "uncertain at the border of {label}",
+    "entropy": "uncertain inside {label}",
+    "disagreement": "what it finds of {label} changes when the image is changed a little",
+}
+
+
+def reason_of(ranked: Ranked, pool: Pool) -> str:
+    """One sentence without its full stop."""
+    match ranked.why:
+        case "cold":
+            part = ranked.parts.get("cluster", 0.0)
+            return (
+                f"typical of images that no labelled one stands for ({part:.0%} of all); "
+                "too little is labelled to go by what the model is unsure of"
+            )
+        case "uncertain":
+            return ", ".join(filter(None, (_where(ranked, pool), _unlike(ranked))))
+        case "uncertain (entropy)":
+            return f"{ranked.parts['entropy']:.2f} bits of entropy on average"
+        case "diverse":
+            return "farthest from all that is labelled" if ranked.parts else "the most typical of all"
+        case "foreground":
+            return f"any case in which {ranked.label} is expected"
+        case "random":
+            return "any case, all equally likely"
+        case "first":
+            return "the first by name"
+        case _:
+            return "not scored yet; such cases come in an order that is fixed"
+
+
+def _where(ranked: Ranked, pool: Pool) -> str:
+    """The measure by which the case stands out most among the others, and by how much."""
+    label = pool.labels.index(ranked.label) if ranked.label in pool.labels else 0
+    columns = {"border": pool.border, "entropy": pool.entropy, "disagreement": pool.disagreement}
+    shares = {name: _share_below(column[:, label], ranked.parts[name]) for name, column in columns.items()}
+    name = max(shares, key=lambda one: shares[one])
+    said = PLACES[name].format(label=ranked.label)
+    if shares[name] < HIGH:
+        return f"no surer of {ranked.label} than of others"
+    return f"{said} (more than in {shares[name]:.0%} of the cases)"
+
+
+def _share_below(values: np.ndarray, value: float) -> float:
+    known = values[~np.isnan(values)]
+    return float((known < value).mean()) if len(known) else 0.0
+
+
+def _unlike(ranked: Ranked) -> str:
+    distance = ranked.parts.get("distance", 0.0)
+    if distance >= UNLIKE:
+        return "unlike anything labelled yet"
+    return "different from what is labelled" if distance >= DIFFERENT else ""

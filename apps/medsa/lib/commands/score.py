@@ -1,0 +1,63 @@
+"""`cli.py score`: scores the cases of a studies folder or a PACS, alone or beside others that do the same.
+
+Every process takes its share of the cases, by the hash of their ids, and all write into the state folder. torchrun says
+who is who; without it --shard does. What is on record is not done again.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from lib.commands.shared_arguments import add_task_arguments, parts_of
+from lib.commands.train import store_of
+from lib.errors import InputError
+from lib.memory import keep_freed_memory
+from lib.scoring.scores import ScoreFolder
+from lib.scoring.survey import Surveyor
+from lib.scoring.sweep import Shard, sweep
+from lib.trainers.children import stop_requested, stopping_by_signal
+from lib.training.clicks_first import ClicksFirst
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    add_task_arguments(parser)
+    parser.add_argument("--studies", required=True, metavar="DIR|URL", help="as given to the server")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="process I (from 0) of N that share the work; torchrun says it by itself",
+    )
+
+
+def run(arguments: argparse.Namespace, app_dir: Path) -> int:
+    """Scores, and says each case; stopped in the middle it goes on where it was. Code 1 where a case could not be."""
+    shard = shard_of(arguments.shard, os.environ)
+    parts = parts_of(arguments, app_dir)
+    store = store_of(parts, arguments.studies)
+    keep_freed_memory()
+    clicks = ClicksFirst.under(parts.state)  # of a server on the same state folder
+    surveyor = Surveyor(parts.serving.current(), tuple(parts.settings.task.labels), lambda: _let_pass(clicks))
+    problems = 0
+    with stopping_by_signal():
+        folder = ScoreFolder(parts.scores.path, shard.number)
+        for step in sweep(store, folder, surveyor, shard, stop_requested):
+            problems += step.problem is not None
+            print(f"{step.case}: {step.problem or 'scored'}; {step.left} left", flush=True)
+    served = surveyor.served
+    print(f"base {served.base}, version {served.adapter_version}: {problems} could not be scored")
+    return int(problems > 0)
+
+
+def shard_of(text: str | None, environment: "os._Environ[str] | dict[str, str]") -> Shard:
+    """What `--shard` or torchrun says; all of it where neither does. Raises InputError."""
+    if text is None:
+        return Shard(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise InputError("shard", text, "I/N with I from 0 to N - 1, such as 0/4")
+    return Shard(int(number), int(count))
+
+
+def _let_pass(clicks: ClicksFirst) -> None:
+    clicks.wait(stop_requested)

@@ -1,0 +1,92 @@
+"""Rankings of a datastore's cases, and what is said with an offer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.activelearning.chooser import Chooser
+from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder
+
+CASES = [f"case{n}" for n in range(30)]
+OLD = CASES[:10]
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> ScoreFolder:
+    folder = ScoreFolder(tmp_path / "scores")
+    rng = np.random.default_rng(0)
+    for case in CASES:
+        put(folder, case, 0.2, rng.normal(size=4))
+    return folder
+
+
+@pytest.fixture
+def chooser(scores: ScoreFolder) -> Chooser:
+    return Chooser(scores, ("liver",), seed=0)
+
+
+def put(folder: ScoreFolder, case: str, border: float, embedding: object) -> None:
+    labels = {"liver": LabelScore(0.2, border, 0.2, 100.0)}
+    folder.append(case, CaseScore("vit_t", 1, labels, np.asarray(embedding, np.float32)))
+
+
+def test_the_ranking_stays_until_a_label_or_a_score_is_new(chooser: Chooser, scores: ScoreFolder) -> None:
+    free = CASES[10:]
+    ranking = chooser.ranking("medsa", CASES, free)
+    assert chooser.ranking("medsa", CASES, list(reversed(free))) is ranking
+    assert [one.case for one in chooser.ranking("medsa", CASES, free[1:]).ranked if one.case in OLD] == []
+    put(scores, "case29", 0.9, (9, 9, 9, 9))
+    assert chooser.ranking("medsa", CASES, free) is not ranking
+
+
+def test_a_restart_does_not_change_it(chooser: Chooser, scores: ScoreFolder) -> None:
+    again = Chooser(ScoreFolder(scores.path), ("liver",), seed=0)
+    one, other = (each.ranking("medsa", CASES, CASES[10:]).ranked for each in (chooser, again))
+    assert [found.case for found in one] == [found.case for found in other]
+
+
+def test_random_is_drawn_anew_for_each_request(chooser: Chooser) -> None:
+    drawn = {chooser.ranking("random", CASES, CASES).ranked[0].case for _ in range(20)}
+    assert len(drawn) > 5
+
+
+def test_why_a_case_is_offered(chooser: Chooser, scores: ScoreFolder) -> None:
+    put(scores, "case29", 0.95, (30, 30, 30, 30))
+    ranking = chooser.ranking("medsa", CASES, CASES[10:])
+    about = ranking.about("case29")
+    assert about["rank"] == 1
+    assert about["of"] == 20
+    assert about["label"] == "liver"
+    assert about["reason"].startswith("uncertain at the border of liver (more than in 97% of the cases)")
+    assert about["reason"].endswith("unlike anything labelled yet")
+    assert about["parts"]["border"] == pytest.approx(0.95)
+    assert "no surer of liver than of others" in ranking.about("case20")["reason"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        ("foreground_random", "any case in which liver is expected"),
+        ("random", "any case, all equally likely"),
+        ("first", "the first by name"),
+        ("entropy", "bits of entropy on average"),
+        ("diversity", "farthest from all that is labelled"),
+    ],
+)
+def test_every_strategy_says_why(chooser: Chooser, strategy: str, said: str) -> None:
+    ranking = chooser.ranking(strategy, CASES, CASES[10:])
+    assert said in ranking.about(ranking.ranked[0].case)["reason"]
+
+
+def test_a_cold_start_says_so(chooser: Chooser) -> None:
+    ranking = chooser.ranking("medsa", CASES, CASES)
+    assert (
+        "typical of images that no labelled one stands for" in ranking.about(ranking.ranked[0].case)["reason"]
+    )
+
+
+def test_without_any_score_it_says_so(tmp_path: Path) -> None:
+    ranking = Chooser(ScoreFolder(tmp_path / "none"), ("liver",), 0).ranking("medsa", CASES, CASES)
+    assert len(ranking.ranked) == 30
+    assert ranking.about(ranking.ranked[0].case)["reason"].startswith("not scored yet")

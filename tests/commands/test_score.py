@@ -1,0 +1,94 @@
+"""`cli.py score`, alone and in several processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cli
+from lib.commands.score import shard_of
+from lib.errors import InputError
+from lib.scoring.scores import ScoreFolder
+from lib.scoring.sweep import Shard
+from lib.volume import Volume, save_mask
+
+APP = Path(cli.__file__).resolve().parent
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for number in range(4):
+        values = np.random.default_rng(number).integers(0, 255, (24, 20, 3)).astype(np.uint8)
+        save_mask(values, Volume(values, np.diag([1, 1, 3, 1.0])), folder / f"case{number}.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def command(studies: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    def make(*more: str) -> list[str]:
+        settings = ["--task", "object", "--state", str(tmp_path / "state"), "--conf", "base", "vit_t"]
+        return ["score", "--studies", str(studies), *settings, *more]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "shard"),
+    [
+        (None, {}, Shard(0, 1)),
+        (None, {"RANK": "2", "WORLD_SIZE": "3"}, Shard(2, 3)),
+        ("1/4", {"RANK": "2", "WORLD_SIZE": "3"}, Shard(1, 4)),
+    ],
+)
+def test_whose_share_it_is(text: str | None, environment: dict[str, str], shard: Shard) -> None:
+    assert shard_of(text, environment) == shard
+
+
+@pytest.mark.parametrize("text", ["", "1", "4/4", "-1/4", "a/b", "0/0", "1/"])
+def test_a_share_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"shard: .* such as 0/4"):
+        shard_of(text, {})
+
+
+def test_two_processes_share_the_work_and_a_bad_file_is_named(
+    command: Callable[..., list[str]], studies: Path, tmp_path: Path
+) -> None:
+    (studies / "broken.nii.gz").write_bytes(b"x")
+    run = [sys.executable, str(APP / "cli.py"), *command()]
+    workers = [
+        subprocess.Popen(
+            run,
+            stdout=subprocess.PIPE,
+            text=True,
+            # As torchrun starts them.
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    said = [worker.communicate(timeout=240)[0] for worker in workers]
+    assert sorted(worker.returncode for worker in workers) == [0, 1]
+    lines = [line for text in said for line in text.splitlines()[:-1]]
+    assert len(lines) == 5
+    assert sum("scored; " in line for line in lines) == 4
+    (named,) = [line for line in lines if "scored; " not in line]
+    assert named.startswith("broken: ")
+    table = ScoreFolder(tmp_path / "state" / "scores").table()
+    assert len(table.cases) == 5
+    assert len(list((tmp_path / "state" / "scores").glob("part-*.jsonl"))) == 2
+
+
+def test_what_is_done_is_not_done_again(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command("--shard", "0/2")) == 0
+    first = len(capsys.readouterr().out.splitlines()) - 1
+    assert cli.main(command()) == 0
+    assert len(capsys.readouterr().out.splitlines()) - 1 == 4 - first
+    assert cli.main(command()) == 0
+    assert capsys.readouterr().out == "base vit_t, version 0: 0 could not be scored\n"
