@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from playwright.sync_api import Locator, Page, Response, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 INSTALL = "apt-get install chromium"
 PATIENCE_MS = 90_000
@@ -59,6 +59,16 @@ _SEGMENTS = """() => {
 }"""
 
 
+# What a request for a mask says: Playwright does not show the body of one with a label file.
+_REMEMBER_ASKED = """(() => {
+  const { set } = FormData.prototype;
+  FormData.prototype.set = function (name, value, ...rest) {
+    if (name === 'params') window.askedParams = value;
+    return set.call(this, name, value, ...rest);
+  };
+})()"""
+
+
 def chromium() -> str | None:
     """The browser's program; None where there is none."""
     return shutil.which("chromium")
@@ -85,6 +95,7 @@ class Viewer:
         self.page, self.url, self._shots = page, url, shots
         self._count = 0
         self.errors: list[str] = []
+        page.add_init_script(_REMEMBER_ASKED)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     @property
@@ -144,7 +155,8 @@ class Viewer:
             "count => Number(document.getElementById('medsa-dock').dataset.answers ?? 0) > count", arg=before
         )
         self.page.wait_for_timeout(300)  # the panel puts the mask into its labelmap
-        return asked_params(caught.value)
+        assert caught.value.status == 200, f"{caught.value.status}: {caught.value.text()}"
+        return dict(json.loads(self.page.evaluate("window.askedParams")))
 
     def press(self, voxel: Sequence[int], viewport: str = AXIAL) -> None:
         """A press of the mouse on a voxel (i, j, k), whatever comes of it."""
@@ -235,11 +247,3 @@ class Viewer:
         button = self.page.get_by_text("Confirm and Hide")
         if button.count():
             button.first.click()
-
-
-def asked_params(answer: Response) -> dict[str, Any]:
-    """The `params` of a request for a mask; raises AssertionError for an answer that is an error."""
-    body = (answer.request.post_data_buffer or b"").decode("latin1")
-    assert answer.status == 200, f"{answer.status}: {answer.text()}"
-    found, _ = json.JSONDecoder().raw_decode(body, body.index("{"))  # a label file may follow
-    return dict(found)

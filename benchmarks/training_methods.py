@@ -69,22 +69,22 @@ def settings_of(task: str) -> Settings:
 
 def untrained(settings: Settings) -> Trained:
     """The base as it is shipped."""
-    return answering(settings, _base(settings), 0)
+    return answering(settings, fresh_base(settings), 0)
 
 
 def adapters(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -> Trained:
     """medsa's training, from fresh adapters."""
-    model, prepared = _at_fitting_size(_base(settings), settings, cases)
+    model, prepared = at_fitting_size(fresh_base(settings), settings, cases)
     result = train(model, prepared, options_of(settings, seconds, seed), clock=cpu_seconds)
     return answering(settings, model, result.steps)
 
 
 def full_fine_tuning(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -> Trained:
     """All weights of the base and the label tokens; no adapters."""
-    base = _base(settings, "float32")
+    base = fresh_base(settings, "float32")
     whole = _WholeNetwork(base.sam, base.spec, base.dims, base.labels)
     whole.adapters.requires_grad_(False)
-    model, prepared = _at_fitting_size(whole, settings, cases)
+    model, prepared = at_fitting_size(whole, settings, cases)
     tokens = model.adapters["labels"].requires_grad_(True)
     trained = [*model.sam.requires_grad_(True).parameters(), *tokens.parameters()]
     # Half-size images need positions of their own, which would be trained apart.
@@ -121,7 +121,7 @@ def unet(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -
 
 def answering(settings: Settings, model: MedSA, steps: int) -> Trained:
     """`model` as a server answers with it."""
-    view, (label,) = _view(settings), settings.task.labels
+    view, (label,) = view_of(settings), settings.task.labels
     predictor = Predictor(model, "benchmark", view.intensity, view.slice_axis, EmbeddingCache(CACHE_BYTES))
 
     def clicked(case: Case) -> float:
@@ -198,22 +198,22 @@ def _rounds() -> bool:
     return has_fast_bfloat16(torch.device("cpu"))
 
 
-def _base(settings: Settings, precision: Precision | None = None) -> MedSA:
+def fresh_base(settings: Settings, precision: Precision | None = None) -> MedSA:
     choice = choose_base(settings, APP, None)
     labels = list(settings.task.labels)
     return build_model(choice, labels, precision or encoder_precision(settings.serving))[0]
 
 
-def _view(settings: Settings) -> Viewpoint:
+def view_of(settings: Settings) -> Viewpoint:
     task = settings.task
     return Viewpoint(task.labels, task.intensity, task.slice_axis, "cpu", task.flips)
 
 
-def _at_fitting_size(
+def at_fitting_size(
     base: MedSA, settings: Settings, cases: Sequence[Case]
 ) -> tuple[MedSA, list[TrainingCase]]:
     spec = base.spec
-    prepared = [prepare_case(case, _view(settings), spec.image_size, spec.mask_size) for case in cases]
+    prepared = [prepare_case(case, view_of(settings), spec.image_size, spec.mask_size) for case in cases]
     size = fitting_size(spec, [case.geometry for case in prepared])
     model = base if size == spec.image_size else base.at_size(size)
     return model, [case.at_size(size, model.spec.mask_size) for case in prepared]

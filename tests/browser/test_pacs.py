@@ -87,9 +87,12 @@ def test_a_real_mr_series_is_annotated_and_its_label_comes_back(
     centre = [192, 192, volume[2] // 2]
     asked = viewer.click(centre)
     viewer.shot("real-mr")
-    assert asked["foreground"] == [centre]
+    (clicked,) = asked["foreground"]
+    # Two voxels share a pixel of the screen here.
+    assert np.abs(np.subtract(clicked, centre)).max() <= 1
+    assert clicked[2] == centre[2]
     mask = answer_of(at, entry.series, "medsa", asked) > 0
-    assert mask[tuple(centre)]
+    assert mask[tuple(clicked)]
     assert np.array_equal(viewer.mask("object"), mask)
     assert viewer.submit() == "Saved as version 1, in the PACS."
     (stored,) = labels_in_pacs(at, entry.series, tmp_path / "cold", {"object": 1})

@@ -33,7 +33,7 @@ class Pool:
     embedding: NDArray[np.float32]
     trained: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def uncertainty(self) -> Array:
         """(n, l), 0 to 1; NaN where there is no score."""
         return (self.entropy + self.border + self.disagreement) / 3.0

@@ -4,6 +4,7 @@ The first `HEAD` of a ranking follow the strategy, one after the other; what com
 away empty, in the order of one simple measure.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ Numbers = NDArray[np.float64]
 class Ranked:
     """A case, why it stands where it does, and for which label's sake (None: for all).
 
-    `why` is "cold", "uncertain", "diverse", "uncertain (entropy)", "random", "foreground", "first" or "unscored";
+    `why` is "cold", "uncertain", "diverse", "entropy", "random", "foreground", "first", "later" or "unscored";
     `parts` are the numbers behind it.
     """
 
@@ -86,7 +87,7 @@ def entropy(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
     return [
         Ranked(
             pool.cases[place],
-            "unscored" if np.isnan(mean[place]) else "uncertain (entropy)",
+            "unscored" if np.isnan(mean[place]) else "entropy",
             None,
             _part(entropy=mean[place]),
         )
@@ -116,8 +117,7 @@ def diversity(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
         )
         spread.choose(place)
     left = candidates[~spread.chosen][np.argsort(-spread.distance[~spread.chosen], kind="stable")]
-    ranked += [Ranked(pool.cases[place], "diverse") for place in left]
-    return ranked + [Ranked(pool.cases[place], "unscored") for place in rest]
+    return ranked + _later(pool, left) + [Ranked(pool.cases[place], "unscored") for place in rest]
 
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -177,23 +177,19 @@ def _cold(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
     sizes = np.bincount(member, minlength=member.max() + 1)
     ranked: list[Ranked] = []
     percentile = _percentiles(typical)
-    waiting = {
-        cluster: [place for place in order if member[place] == cluster] for cluster in range(len(sizes))
-    }
-    while any(waiting.values()):
+    waiting = {one: deque(order[member[order] == one].tolist()) for one in range(len(sizes))}
+    head: list[int] = []
+    while len(head) < min(HEAD, len(order)):
         cluster = min(
             (one for one, places in waiting.items() if places),
             key=lambda one: (sizes[one] < LEAST_CLUSTER, taken[one], -sizes[one]),
         )
-        place = waiting[cluster].pop(0)
+        head.append(waiting[cluster].popleft())
         taken[cluster] += 1
-        share = sizes[cluster] / len(rows)
-        ranked.append(
-            Ranked(
-                pool.cases[described[place]], "cold", None, _part(typicality=percentile[place], cluster=share)
-            )
-        )
-    return ranked + rest
+    for place in head:
+        parts = _part(typicality=percentile[place], cluster=sizes[member[place]] / len(rows))
+        ranked.append(Ranked(pool.cases[described[place]], "cold", None, parts))
+    return ranked + _later(pool, described[order[~np.isin(order, head)]]) + rest
 
 
 def _uncertain(pool: Pool, scored: NDArray[np.bool_], rng: np.random.Generator) -> list[Ranked]:
@@ -217,7 +213,7 @@ def _uncertain(pool: Pool, scored: NDArray[np.bool_], rng: np.random.Generator) 
         spread.choose(place)
     left = np.flatnonzero(~spread.chosen)
     ordered = left[np.argsort(-overall[left], kind="stable")]
-    return ranked + [_told(pool, candidates[place], None, spread.relative[place]) for place in ordered] + rest
+    return ranked + _later(pool, candidates[ordered]) + rest
 
 
 def _is_stratified(turn: int) -> bool:
@@ -227,6 +223,11 @@ def _is_stratified(turn: int) -> bool:
 def _label_turns(uncertainty: Numbers, rng: np.random.Generator) -> list[int]:
     """The labels, the one that the model is least sure of first; each gets the same number of places."""
     return [int(label) for label in np.argsort(-uncertainty.mean(axis=0), kind="stable")]
+
+
+def _later(pool: Pool, places: Places) -> list[Ranked]:
+    """What comes behind the head: nobody has asked why yet, and of ten thousand it takes as long as all the rest."""
+    return [Ranked(pool.cases[place], "later") for place in places.tolist()]
 
 
 def _told(pool: Pool, place: int, label: int | None, distance: float) -> Ranked:

@@ -25,7 +25,7 @@ def reason_of(ranked: Ranked, pool: Pool) -> str:
             )
         case "uncertain":
             return ", ".join(filter(None, (_where(ranked, pool), _unlike(ranked))))
-        case "uncertain (entropy)":
+        case "entropy":
             return f"{ranked.parts['entropy']:.2f} bits of entropy on average"
         case "diverse":
             return "farthest from all that is labelled" if ranked.parts else "the most typical of all"
@@ -33,6 +33,8 @@ def reason_of(ranked: Ranked, pool: Pool) -> str:
             return f"any case in which {ranked.label} is expected"
         case "random":
             return "any case, all equally likely"
+        case "later":
+            return "behind the most promising ones, which others have"
         case "first":
             return "the first by name"
         case _:

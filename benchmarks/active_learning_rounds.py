@@ -1,0 +1,201 @@
+"""Simulated labelling: a strategy chooses, the truth is the label, the model learns, and is tested; again and again.
+
+The strategies are the server's own functions on scores made by the server's own scoring; training between rounds goes
+on from the weights before, with the settings that are shipped. Every round is kept as soon as it is over, with the
+weights, so that hours of work can be stopped and gone on with.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from active_learning_data import PoolStudy
+from network import machine
+from safetensors.torch import load_file, save_file
+from training_curves import write_whole
+from training_methods import at_fitting_size, cpu_seconds, fresh_base, options_of, settings_of
+
+from lib.activelearning.geometry import typicality
+from lib.activelearning.pool import Pool, pool_of
+from lib.activelearning.ranking import STRATEGIES, names
+from lib.embeddings import EmbeddingCache
+from lib.evaluation.metrics import volume_dice
+from lib.infers.serving import Served
+from lib.model.medsa import MedSA
+from lib.predictor import Predictor
+from lib.scoring.scores import CaseScore, ScoreTable
+from lib.scoring.survey import Surveyor
+from lib.training.cases import Case
+from lib.training.loop import train
+from lib.training.slabs import TrainingCase
+
+EVERYTHING = "everything"  # no strategy: all of the pool at once, in the time of a whole run
+SCORELESS = ("random", "first")  # what needs no scores is not given any
+CACHE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Round:
+    """`chosen` were added; `dice` of the tested cases without a click, in their order; CPU seconds of scoring."""
+
+    labels: int
+    chosen: Sequence[str]
+    dice: Sequence[float]
+    steps: int
+    scoring_seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One strategy with one seed. `typicality` is the share of the pool that is more typical than the first case."""
+
+    strategy: str
+    seed: int
+    minutes: float
+    rounds: Sequence[Round]
+    typicality: float | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+class Simulation:
+    """Labels the pool of one study, with training of `minutes` CPU minutes between rounds; keeps its runs in `out`."""
+
+    def __init__(self, study: PoolStudy, minutes: float, out: Path) -> None:
+        self.study, self.minutes, self.out = study, minutes, out
+        self.settings = settings_of(study.study.task)
+        (self.label,) = self.settings.task.labels
+        self._cases: dict[str, Case] = {}
+
+    def file(self, strategy: str, seed: int) -> Path:
+        """Where that run is kept."""
+        return self.out / f"{self.study.name}-{strategy}-{seed}.json"
+
+    def run(self, strategy: str, seed: int) -> Run:
+        """The run as it was kept, else gone on with to its end."""
+        found = self.kept(strategy, seed)
+        counts = self.study.counts[-1:] if strategy == EVERYTHING else self.study.counts
+        while len(found.rounds) < len(counts):
+            found = self._with_another_round(found, len(found.rounds))
+            weights = self._weights(found)
+            write_whole(self.file(strategy, seed), asdict(found))
+            last = found.rounds[-1]
+            print(
+                f"{self.study.name} {strategy} {seed}: {last.labels} labels, Dice {np.mean(last.dice):.3f}, "
+                f"{last.steps} steps, scored in {last.scoring_seconds:.0f} s",
+                flush=True,
+            )
+        if len(found.rounds) == len(counts):
+            weights = self._weights(found)
+            weights.unlink(missing_ok=True)
+        return found
+
+    def kept(self, strategy: str, seed: int) -> Run:
+        """What there is of a run."""
+        file = self.file(strategy, seed)
+        if not file.exists():
+            return Run(strategy, seed, self.minutes, (), machine=machine())
+        content = json.loads(file.read_text())
+        return Run(**{**content, "rounds": tuple(Round(**one) for one in content["rounds"])})
+
+    def _with_another_round(self, before: Run, number: int) -> Run:
+        model = self._model(before)
+        if before.strategy == EVERYTHING:
+            chosen, seconds, rank = list(self.study.pool), 0.0, None
+        else:
+            chosen, seconds, rank = self._choose(before, model, number)
+        labelled = [case for one in before.rounds for case in one.chosen]
+        steps = self._train(model, labelled, chosen, before, number)
+        predictor = self._predictor(model, before, number + 1)
+        dice = [self._dice(predictor, case) for case in self.study.tested]
+        self._save(model, before)
+        added = Round(len(labelled) + len(chosen), chosen, dice, steps, seconds)
+        return replace(
+            before,
+            rounds=(*before.rounds, added),
+            typicality=before.typicality if rank is None else rank,
+        )
+
+    def _choose(self, before: Run, model: MedSA, number: int) -> tuple[list[str], float, float | None]:
+        """The next cases, the CPU seconds of scoring, and at the first round how typical the first one is."""
+        labelled = {case for one in before.rounds for case in one.chosen}
+        started = cpu_seconds()
+        table = {} if before.strategy in SCORELESS else self._scores(before, model, labelled, number)
+        pool = pool_of(self.study.pool, (self.label,), ScoreTable(table), labelled)
+        rng = np.random.default_rng([before.seed, number])
+        count = self.study.counts[number] - len(labelled)
+        chosen = names(STRATEGIES[before.strategy](pool, rng))[:count]
+        rank = _typicality_rank(pool, chosen[0]) if number == 0 and table else None
+        return chosen, round(cpu_seconds() - started, 1), rank
+
+    def _scores(self, run: Run, model: MedSA, labelled: set[str], number: int) -> dict[str, CaseScore]:
+        """As the server has them: of the version of this round, and of labelled cases what was last known."""
+        served = Served("vit_t", "", number, self._predictor(model, run, number))
+        surveyor = Surveyor(served, (self.label,))
+        table = self._remembered.setdefault((run.strategy, run.seed), {}) if number else {}
+        for case in self.study.pool:
+            if case not in labelled or case not in table:
+                table[case] = surveyor.survey(self._case(case).volume).score
+        self._remembered[run.strategy, run.seed] = table
+        return table
+
+    @property
+    def _remembered(self) -> dict[tuple[str, int], dict[str, CaseScore]]:
+        return self.__dict__.setdefault("_tables", {})
+
+    def _train(
+        self, model: MedSA, labelled: Sequence[str], chosen: Sequence[str], run: Run, number: int
+    ) -> int:
+        minutes = self.minutes * (len(self.study.counts) if run.strategy == EVERYTHING else 1)
+        options = options_of(self.settings, 60.0 * minutes, 1000 * run.seed + number)
+        if labelled:
+            training = self.settings.training
+            options = replace(
+                options,
+                learning_rate=options.learning_rate * training.refining_share,
+                new=frozenset(chosen),
+                new_share=training.new_share,
+            )
+        cases = [self._prepared(model, case) for case in (*labelled, *chosen)]
+        return train(model, cases, options, clock=cpu_seconds).steps
+
+    def _prepared(self, model: MedSA, name: str) -> TrainingCase:
+        _, (prepared,) = at_fitting_size(model, self.settings, [self._case(name)])
+        return prepared.at_size(model.spec.image_size, model.spec.mask_size)
+
+    def _model(self, before: Run) -> MedSA:
+        """The network after the rounds `before`; a fresh one in the size that fits the pool's images."""
+        model, _ = at_fitting_size(
+            fresh_base(self.settings), self.settings, [self._case(case) for case in self.study.pool]
+        )
+        if before.rounds:
+            model.load_adapter_state(load_file(self._weights(before)))
+        return model
+
+    def _predictor(self, model: MedSA, run: Run, number: int) -> Predictor:
+        task, key = self.settings.task, f"{run.strategy} {run.seed} {number}"
+        return Predictor(model, key, task.intensity, task.slice_axis, EmbeddingCache(CACHE_BYTES))
+
+    def _dice(self, predictor: Predictor, name: str) -> float:
+        case = self._case(name)
+        return round(volume_dice(predictor.automatic_mask(case.volume, self.label) > 0, case.label > 0), 4)
+
+    def _case(self, name: str) -> Case:
+        if name not in self._cases:
+            (self._cases[name],) = self.study.study.load([name])
+        return self._cases[name]
+
+    def _weights(self, run: Run) -> Path:
+        return self.file(run.strategy, run.seed).with_suffix(".safetensors")
+
+    def _save(self, model: MedSA, run: Run) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        save_file(model.adapter_state(), self._weights(run))
+
+
+def _typicality_rank(pool: Pool, case: str) -> float:
+    """The share of the pool's images that are more typical of it."""
+    typical = typicality(pool.embedding, np.random.default_rng(0))
+    return float((typical > typical[pool.cases.index(case)]).mean())
