@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from requests_toolbelt import MultipartDecoder
 
+from lib.activelearning.ranking import STRATEGIES
+
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
 CLICK = {"foreground": [[20, 18, 10]], "background": []}
@@ -51,7 +53,7 @@ def test_info_has_what_viewers_read(server: Any) -> None:
     }
     assert all(model["labels"] == {"object": 1} for model in info["models"].values())
     assert all(model["config"] == {} for model in info["models"].values())
-    assert list(info["strategies"]) == ["medsa", "random", "first"]
+    assert list(info["strategies"]) == list(STRATEGIES)
     assert list(info["trainers"]) == list(info["train_stats"]) == list(info["scoring"]) == ["medsa"]
     assert info["datastore"]["total"] == 7
 
