@@ -68,6 +68,8 @@ class Simulation:
         self.settings = settings_of(study.study.task)
         (self.label,) = self.settings.task.labels
         self._cases: dict[str, Case] = {}
+        # What was last known of each case, as the server's folder of scores has it.
+        self._tables: dict[tuple[str, int], dict[str, CaseScore]] = {}
 
     def file(self, strategy: str, seed: int) -> Path:
         """Where that run is kept."""
@@ -79,7 +81,6 @@ class Simulation:
         counts = self.study.counts[-1:] if strategy == EVERYTHING else self.study.counts
         while len(found.rounds) < len(counts):
             found = self._with_another_round(found, len(found.rounds))
-            weights = self._weights(found)
             write_whole(self.file(strategy, seed), asdict(found))
             last = found.rounds[-1]
             print(
@@ -88,8 +89,7 @@ class Simulation:
                 flush=True,
             )
         if len(found.rounds) == len(counts):
-            weights = self._weights(found)
-            weights.unlink(missing_ok=True)
+            self._weights(found).unlink(missing_ok=True)
         return found
 
     def kept(self, strategy: str, seed: int) -> Run:
@@ -134,16 +134,11 @@ class Simulation:
         """As the server has them: of the version of this round, and of labelled cases what was last known."""
         served = Served("vit_t", "", number, self._predictor(model, run, number))
         surveyor = Surveyor(served, (self.label,))
-        table = self._remembered.setdefault((run.strategy, run.seed), {}) if number else {}
+        table = self._tables.setdefault((run.strategy, run.seed), {})
         for case in self.study.pool:
             if case not in labelled or case not in table:
                 table[case] = surveyor.survey(self._case(case).volume).score
-        self._remembered[run.strategy, run.seed] = table
         return table
-
-    @property
-    def _remembered(self) -> dict[tuple[str, int], dict[str, CaseScore]]:
-        return self.__dict__.setdefault("_tables", {})
 
     def _train(
         self, model: MedSA, labelled: Sequence[str], chosen: Sequence[str], run: Run, number: int

@@ -139,3 +139,28 @@ def test_the_picture_of_a_case(client: TestClient, tmp_path: Path) -> None:
     picture.write_bytes(b"png")
     found = client.get("/medsa/cases/case/picture.png")
     assert (found.content, found.headers["content-type"]) == (b"png", "image/png")
+
+
+@pytest.mark.server  # a gigabyte of memory, and seconds
+def test_a_label_of_a_hundred_megabytes_comes_back_as_it_was(tmp_path: Path) -> None:
+    shape = (1024, 1024, 96)
+    image = nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.diag([1.0, 1.0, 3.0, 1.0]))
+    nibabel.save(image, tmp_path / "large.nii.gz")
+    store = MedsaDatastore(str(tmp_path), LABELS, lambda: 2)
+    app = SimpleNamespace(datastore=lambda: store, on_save_label=lambda image, label: None)
+    server = FastAPI()
+    leases, scores = Leases(tmp_path / "leases.json", 60), ScoreFolder(tmp_path / ".scores")
+    server.router.routes[0:0] = [
+        *case_router(app, LABELS, leases, scores).routes,
+        *datastore_router(app).routes,
+    ]
+    client = TestClient(server)
+    values = np.zeros(shape, np.uint8)
+    values[100:900, 200:700, 3:90] = 7
+    values[0, 0, 0] = values[-1, -1, -1] = 1
+    said = {"label_info": [{"name": "liver", "idx": 1}, {"name": "kidney", "idx": 7}]}
+    body = values.tobytes(order="F")
+    assert len(body) > 100_000_000
+    files = {"params": (None, json.dumps(said)), "label": ("label.bin", body)}
+    assert client.put("/datastore/label", params={"image": "large"}, files=files).status_code == 200
+    assert client.get("/medsa/cases/large/label").content == body
