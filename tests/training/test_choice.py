@@ -218,6 +218,13 @@ def test_too_few_that_what_serves_has_not_seen_cannot_decide(held, new):
     choose(all_with(above(0.2, 7 - held) + below(0.2, held)), ["liver"], 0.2, trained_before=old)
 
 
+def test_a_first_training_too_short_of_cases_does_not_speak_of_a_version_that_serves():
+    with pytest.raises(
+        TrainingError, match=r"2 of at least 3 .* the others are to be trained on; label 1 more"
+    ):
+        choose(all_with([*below(0.2, 2), *above(0.2, 1)]), ["liver"], 0.2)
+
+
 def test_where_all_validate_there_is_nothing_to_train_on():
     with pytest.raises(TrainingError, match="label one more"):
         choose(all_with(below(0.5, 4)), ["liver"], 0.5)

@@ -26,7 +26,7 @@ DIVERSITY = 1.0  # the weight of being unlike what is labelled
 NEAREST, FARTHEST = 0.05, 2.0  # the distances that count, in medians
 
 Places = NDArray[np.intp]
-Numbers = NDArray[np.float64]
+Numbers = NDArray[np.floating]
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,12 @@ def choose(
     chosen = Choice(training, validation, folds)
     judges = {group_of(case, patient) for case in chosen.judged}
     if len(judges) < MIN_GROUPS:
+        others = (
+            "the serving version was trained on the others" if seen else "the others are to be trained on"
+        )
         raise TrainingError(
-            f"{len(judges)} of at least {MIN_GROUPS} patients or cases to compare by: the serving version was "
-            f"trained on the others; label {MIN_GROUPS - len(judges)} more"
+            f"{len(judges)} of at least {MIN_GROUPS} patients or cases to compare by: {others}; "
+            f"label {MIN_GROUPS - len(judges)} more"
         )
     return chosen
 
