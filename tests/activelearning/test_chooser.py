@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.activelearning.chooser import Chooser
+from lib.activelearning.chooser import FRESH_SECONDS, Chooser
 from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder
 
 CASES = [f"case{n}" for n in range(30)]
@@ -21,9 +21,21 @@ def scores(tmp_path: Path) -> ScoreFolder:
     return folder
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def chooser(scores: ScoreFolder) -> Chooser:
-    return Chooser(scores, ("liver",), seed=0)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def chooser(scores: ScoreFolder, clock: Clock) -> Chooser:
+    return Chooser(scores, ("liver",), seed=0, clock=clock)
 
 
 def put(folder: ScoreFolder, case: str, border: float, embedding: object) -> None:
@@ -31,13 +43,26 @@ def put(folder: ScoreFolder, case: str, border: float, embedding: object) -> Non
     folder.append(case, CaseScore("vit_t", 1, labels, np.asarray(embedding, np.float32)))
 
 
-def test_the_ranking_stays_until_a_label_or_a_score_is_new(chooser: Chooser, scores: ScoreFolder) -> None:
+def test_the_ranking_stays_until_a_label_or_a_case_is_new(chooser: Chooser) -> None:
     free = CASES[10:]
     ranking = chooser.ranking("medsa", CASES, free)
     assert chooser.ranking("medsa", CASES, list(reversed(free))) is ranking
-    assert [one.case for one in chooser.ranking("medsa", CASES, free[1:]).ranked if one.case in OLD] == []
-    put(scores, "case29", 0.9, (9, 9, 9, 9))
-    assert chooser.ranking("medsa", CASES, free) is not ranking
+    labelled = chooser.ranking("medsa", CASES, free[1:])
+    assert free[0] not in {one.case for one in labelled.ranked}
+    assert chooser.ranking("medsa", [*CASES, "new"], [*free, "new"]).ranked[-1].case == "new"
+    assert chooser.ranking("medsa", CASES[1:], free) is not ranking
+
+
+def test_new_scores_count_after_a_while(chooser: Chooser, scores: ScoreFolder, clock: Clock) -> None:
+    ranking = chooser.ranking("medsa", CASES, CASES[10:])
+    put(scores, "case29", 0.95, (9, 9, 9, 9))
+    clock.now = FRESH_SECONDS - 1
+    assert chooser.ranking("medsa", CASES, CASES[10:]) is ranking
+    clock.now = FRESH_SECONDS + 1
+    later = chooser.ranking("medsa", CASES, CASES[10:])
+    assert later.ranked[0].case == "case29"
+    clock.now += FRESH_SECONDS + 1
+    assert chooser.ranking("medsa", CASES, CASES[10:]) is later
 
 
 def test_a_restart_does_not_change_it(chooser: Chooser, scores: ScoreFolder) -> None:

@@ -90,14 +90,22 @@ def test_what_was_given_back_comes_again_when_nothing_else_is_left_or_time_is_ov
     assert leases.offer("ann", lambda: CASES, 3604) == "a"
 
 
-@pytest.mark.parametrize(("client", "now"), [("bob", 1), ("ann", 3601)])
-def test_only_who_has_a_case_can_give_it_back(leases: Leases, client: str, now: float) -> None:
+def test_of_what_was_given_back_the_oldest_comes_first(leases: Leases) -> None:
+    given = []
+    for now in range(6):
+        case = leases.offer("ann", lambda: ["a", "b"], now)
+        assert case is not None
+        given.append(case)
+        leases.give_back(case, "ann", now)
+    assert given == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_what_somebody_else_has_cannot_be_given_back(leases: Leases) -> None:
     leases.offer("ann", lambda: CASES, 0)
-    with pytest.raises(InputError, match=f"client_id: '{client}' .* to whom a is offered"):
-        leases.give_back("a", client, now)
-    with pytest.raises(InputError):
-        leases.give_back("b", "ann", 1)
+    with pytest.raises(InputError, match=r"client_id: 'bob' .* to whom a is offered"):
+        leases.give_back("a", "bob", 1)
     assert set(leases.table()) == {"a"}
+    leases.give_back("a", "bob", 3601)  # over by then, and nobody else's
 
 
 def test_what_was_given_back_is_remembered_over_a_restart_and_forgotten_with_its_label(

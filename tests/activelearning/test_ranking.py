@@ -171,6 +171,41 @@ def test_each_label_gets_its_share_of_the_places(make_pool: MakePool) -> None:
     assert sum(case.startswith("spleen") for case in head) >= 12
 
 
+def test_a_lone_annotator_is_given_each_label_in_turn(make_pool: MakePool) -> None:
+    rng = np.random.default_rng(0)
+    cases = {f"case{n}": ((0.1, 0.9, 0.1), rng.normal(size=4)) for n in range(20)}
+    cases |= {f"kidney{n}": ((0.1, 0.1, 0.4), rng.normal(size=4)) for n in range(20)}
+    cases |= {f"old{n}": ((0.1, 0.1, 0.1), rng.normal(size=4)) for n in range(30)}
+    labels, given = ("liver", "spleen", "kidney"), []
+    for labelled in range(10, 30):
+        pool = make_pool(cases, labels, labelled=[f"old{n}" for n in range(labelled)])
+        given.append(ranked("medsa", pool)[0].label)
+    assert given.count("kidney") >= 3
+    assert given.count("liver") >= 2
+    assert given.count("spleen") >= 8
+
+
+def test_without_an_embedding_of_anything_labelled_the_choice_is_still_diverse(make_pool: MakePool) -> None:
+    rng = np.random.default_rng(0)
+    cases: dict[str, Any] = {f"left{n}": ((0.5,), rng.normal((-9,), 0.1)) for n in range(10)}
+    cases |= {f"right{n}": ((0.5,), rng.normal((9,), 0.1)) for n in range(10)}
+    pool = make_pool(cases | dict.fromkeys("abcde"), labelled="abcde")
+    for seed in range(10):
+        first_two = [case.rstrip("0123456789") for case in order("medsa", pool, seed)[:2]]
+        assert sorted(first_two) == ["left", "right"]
+
+
+def test_the_label_that_is_named_is_one_that_is_expected(make_pool: MakePool) -> None:
+    rng = np.random.default_rng(0)
+    cases = {f"case{n}": ((0.3, 0.9), rng.normal(size=3)) for n in range(30)}
+    volumes = {f"case{n}": (100.0, 1.0 if n < 15 else 100.0) for n in range(30)}
+    pool = make_pool(cases, ("liver", "tumour"), [f"case{n}" for n in range(5)], volumes=volumes)
+    # With five labelled every second place, from the second on, is for all labels together.
+    together = [one for one in ranked("medsa", pool)[1::2] if int(one.case.removeprefix("case")) < 15]
+    assert together
+    assert {one.label for one in together} == {"liver"}
+
+
 def test_a_label_that_is_not_expected_makes_no_case_uncertain(make_pool: MakePool) -> None:
     rng = np.random.default_rng(0)
     cases = {f"case{n}": ((0.3, 0.3), rng.normal(size=3)) for n in range(30)}

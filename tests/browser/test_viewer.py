@@ -223,6 +223,20 @@ def test_a_click_keeps_what_was_painted_of_its_label(opened: Callable[..., tuple
     assert viewer.mask("liver")[painted].all()
 
 
+def test_of_two_labels_that_touch_a_further_click_keeps_the_first_ones(
+    opened: Callable[..., tuple[Any, str]],
+) -> None:
+    viewer, _ = opened("TOUCHING")
+    viewer.choose("liver")
+    viewer.click(CENTRE)
+    viewer.choose("kidney")
+    beside = (CENTRE[0] + 5, CENTRE[1], CENTRE[2])
+    viewer.click(beside)  # the same bright object: the two answers share voxels
+    asked = viewer.click((beside[0] + 2, CENTRE[1] + 2, CENTRE[2]))
+    assert "label_as" not in asked, "nobody has painted"
+    assert list(beside) in asked["foreground"]
+
+
 def test_a_click_corrects_a_label_that_was_saved_before(
     at: Any, opened: Callable[..., tuple[Any, str]]
 ) -> None:

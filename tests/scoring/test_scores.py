@@ -33,9 +33,8 @@ def test_what_was_written_is_read(folder: ScoreFolder, tmp_path: Path) -> None:
 
 
 def test_the_newest_line_of_a_case_counts_whichever_file_it_is_in(folder: ScoreFolder) -> None:
-    other = ScoreFolder(folder.path, shard=1)
-    other.append("a", score(value=0.9, when=3.0))
-    folder.append("a", score(value=0.1, when=2.0))
+    ScoreFolder(folder.path, shard=1).append("a", score(value=0.9, when=3.0))
+    (folder.path / "part-000.jsonl").write_text(score(value=0.1, when=2.0).to_json("a") + "\n")
     assert folder.table().cases["a"].uncertainty == pytest.approx(0.9)
 
 
@@ -81,7 +80,7 @@ def test_tidying_keeps_the_newest_of_known_cases_in_one_file(folder: ScoreFolder
         folder.picture(case).write_bytes(b"x")
     reader = ScoreFolder(folder.path)
     reader.table()
-    folder.tidy({"a", "only0"})
+    folder.tidy(lambda: {"a", "only0"})
     assert [path.name for path in folder.path.glob("*.jsonl")] == ["part-000.jsonl"]
     assert len((folder.path / "part-000.jsonl").read_text().splitlines()) == 2
     for one in (folder, reader):
@@ -93,7 +92,7 @@ def test_tidying_keeps_the_newest_of_known_cases_in_one_file(folder: ScoreFolder
 
 
 def test_tidying_nothing(folder: ScoreFolder) -> None:
-    folder.tidy({"a"})
+    folder.tidy(lambda: {"a"})
     assert not folder.path.exists()
 
 
@@ -102,7 +101,7 @@ def _append_many(path: Path, shard: int) -> None:
     for number in range(20):
         own.append(f"case{shard}-{number}", score())
         if shard == 0 and number % 5 == 0:
-            own.tidy({f"case{one}-{other}" for one in range(4) for other in range(20)})
+            own.tidy(lambda: {f"case{one}-{other}" for one in range(4) for other in range(20)})
 
 
 def test_processes_that_write_at_once_lose_nothing(folder: ScoreFolder) -> None:
@@ -148,13 +147,41 @@ def test_shards_share_all_cases() -> None:
     assert all(40 < len(share) < 95 for share in shares)
 
 
-def test_progress() -> None:
-    table = ScoreTable({"a": score(), "b": CaseScore("vit_t", 2, error="bad"), "c": score(1)})
-    assert progress_of(table, ["a", "b", "c", "d"], "vit_t", 2) == {
+def test_progress_names_the_first_that_failed() -> None:
+    failed = {f"bad{number}": CaseScore("vit_t", 2, error="bad") for number in range(5)}
+    table = ScoreTable({"a": score(), "c": score(1), **failed})
+    assert progress_of(table, ["a", "c", "d", *failed], "vit_t", 2) == {
         "scored": 1,
-        "of": 4,
-        "failed": {"b": "bad"},
+        "of": 8,
+        "failed": 5,
+        "examples": {"bad0": "bad", "bad1": "bad", "bad2": "bad"},
     }
+
+
+def test_a_clock_that_was_set_back_makes_no_new_score_an_old_one(folder: ScoreFolder) -> None:
+    folder.append("a", score(value=0.1, when=1000.0))
+    folder.append("a", score(value=0.9, when=10.0))
+    assert folder.table().cases["a"].uncertainty == pytest.approx(0.9)
+    assert ScoreFolder(folder.path).table().cases["a"].uncertainty == pytest.approx(0.9)
+
+
+def test_a_file_that_goes_while_it_is_looked_at_costs_nothing(
+    folder: ScoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard, case in enumerate("abc"):
+        ScoreFolder(folder.path, shard).append(case, score())
+    reader, stat = ScoreFolder(folder.path), Path.stat
+    assert len(reader.table().cases) == 3
+
+    def tidied_meanwhile(path: Path, **named: bool) -> object:
+        if path.name == "part-001.jsonl":
+            monkeypatch.undo()
+            folder.tidy(lambda: set("abc"))
+        return stat(path, **named)
+
+    monkeypatch.setattr(Path, "stat", tidied_meanwhile)
+    assert set(reader.table().cases) == set("abc")
+    assert set(reader.table().cases) == set("abc")
 
 
 def test_a_case_that_could_not_be_scored_has_no_uncertainty() -> None:

@@ -12,10 +12,9 @@ from lib.embeddings import EmbeddingCache
 from lib.infers.serving import Served
 from lib.model.medsa import MedSA
 from lib.predictor import Predictor
-from lib.scoring.survey import MAX_SLICES, PICTURE_PIXELS, Surveyor
+from lib.scoring.survey import PICTURE_PIXELS, Surveyor
 from lib.scoring.variations import thinned
 from lib.settings import IntensitySettings
-from lib.turns import Asker
 from lib.volume import Volume
 
 
@@ -90,17 +89,23 @@ def test_a_shaky_model_disagrees_with_itself_more(tiny_model: MedSA, volume: Vol
     assert shaky.labels["object"].disagreement > steady.labels["object"].disagreement
 
 
-def test_of_a_long_series_every_nth_slice_is_looked_at(tiny_model: MedSA) -> None:
-    long = Volume(
-        np.random.default_rng(0).normal(size=(8, 8, 100)).astype(np.float32), np.diag([1, 1, 3, 1.0])
-    )
-    served = served_by(trained(tiny_model))
-    Surveyor(served, ["object"]).survey(long)
-    asked: list[int] = []
-    with served.predictor.study(long, 100 // MAX_SLICES, _asker()) as study:
-        asked += study.slices
-    assert len(asked) <= MAX_SLICES + 1
-    assert asked[:2] == [0, 6]
+@pytest.mark.parametrize(("slices", "looked_at"), [(1, 1), (16, 16), (17, 9), (31, 16), (100, 15)])
+def test_of_a_long_series_every_nth_slice_is_looked_at(
+    tiny_model: MedSA, slices: int, looked_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).normal(size=(8, 8, slices)).astype(np.float32)
+    served, seen = served_by(trained(tiny_model)), []
+    decode = served.predictor.decode
+
+    def spied(features: torch.Tensor, *given: Any) -> Any:
+        seen.append(len(features))
+        return decode(features, *given)
+
+    monkeypatch.setattr(served.predictor, "decode", spied)
+    Surveyor(served, ["object"]).survey(Volume(values, np.diag([1, 1, 3, 1.0])))
+    whole, rest = divmod(looked_at, 8)
+    batches = [8] * whole + [rest] * bool(rest)
+    assert seen[: len(batches)] == batches
 
 
 def test_the_volume_does_not_depend_on_how_many_slices_were_looked_at(
@@ -123,7 +128,3 @@ def test_it_pauses_where_clicks_can_pass(tiny_model: MedSA, volume: Volume) -> N
     pauses: list[int] = []
     Surveyor(served_by(trained(tiny_model)), ["object"], lambda: pauses.append(1)).survey(volume)
     assert len(pauses) >= 3
-
-
-def _asker() -> Asker:
-    return Asker("test", background=True)

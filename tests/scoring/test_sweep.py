@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lib.embeddings import EmbeddingCache
@@ -97,15 +98,66 @@ def test_forgets_images_that_are_gone(
     assert set(scores.table().cases) == {"a", "c", "broken"}
 
 
-def test_a_labelled_case_is_looked_at_once_and_last(
+def test_a_labelled_case_is_looked_at_once_and_soon(
     served: Callable[[int], Served], store: Store, scores: ScoreFolder
 ) -> None:
     store.labelled = {"a"}
-    assert to_score(store, scores, served(0))[-1] == "a"
-    steps = list(sweep(store, scores, Surveyor(served(0), ["object"])))
-    assert [steps[-1].case, steps[-1].left] == ["a", 0]
+    assert to_score(store, scores, served(0))[1] == "a"
+    assert len(list(sweep(store, scores, Surveyor(served(0), ["object"])))) == 4
     assert "a" not in to_score(store, scores, served(1))
     assert scores.table().cases["a"].embedding.size
+
+
+def test_an_image_is_described_alike_by_all_versions_and_only_once(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(sweep(store, scores, Surveyor(served(0), ["object"])))
+    first = scores.table().cases["a"]
+    monkeypatch.setattr("lib.scoring.survey.embedding_of", None)
+    list(sweep(store, scores, Surveyor(served(1), ["object"])))
+    second = scores.table().cases["a"]
+    assert (first.adapter_version, second.adapter_version) == (0, 1)
+    assert np.array_equal(first.embedding, second.embedding)
+
+
+def test_what_somebody_else_has_scored_meanwhile_is_not_done_again(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder
+) -> None:
+    one, other = (sweep(store, scores, Surveyor(served(0), ["object"])) for _ in range(2))
+    done = [next(one).case, next(other).case, *(step.case for step in one), *(step.case for step in other)]
+    assert sorted(done) == ["a", "b", "broken", "c"]
+
+
+def test_whatever_goes_wrong_with_one_case_the_others_are_scored(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder
+) -> None:
+    class Failing(Surveyor):
+        calls = 0
+
+        def survey(self, *given: Any) -> Any:
+            self.calls += 1
+            if self.calls == 1:
+                raise RuntimeError("out of memory at /some/path")
+            return super().survey(*given)
+
+    (store.folder / "broken.nii.gz").unlink()
+    problems = [step.problem for step in sweep(store, scores, Failing(served(0), ["object"]))]
+    assert problems == ["RuntimeError", None, None]
+    assert to_score(store, scores, served(0)) == []
+
+
+def test_scoring_ends_when_another_version_serves(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder, tmp_path: Path
+) -> None:
+    version = [0]
+
+    def serving() -> Served:
+        if len(scores.table().cases) == 2:
+            version[0] = 1
+        return served(version[0])
+
+    result = MedsaScoring(ScoringTask(("object",), scores, tmp_path, serving))({}, store)
+    assert result["scored"] + len(result["skipped"]) == 2
 
 
 def test_a_case_that_the_pacs_does_not_give_now_is_tried_another_time(

@@ -270,10 +270,10 @@ def test_the_picture_of_the_next_case(releases: Releases, scores: ScoreFolder) -
 
 def test_how_far_scoring_is_in_words() -> None:
     assert scoring_text({}) == ""
-    assert scoring_text({"scored": 3, "of": 5, "failed": {}}) == (
+    assert scoring_text({"scored": 3, "of": 5, "failed": 0, "examples": {}}) == (
         "3 of 5 unlabelled cases are scored by the version that serves."
     )
-    said = scoring_text({"scored": 3, "of": 5, "failed": {"x": "no volume"}})
+    said = scoring_text({"scored": 3, "of": 5, "failed": 1, "examples": {"x": "no volume"}})
     assert said.endswith("1 could not be: x: no volume")
 
 

@@ -5,7 +5,8 @@ held while one is computed: who asks meanwhile waits for that instead of computi
 """
 
 import threading
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from lib.activelearning.reasons import reason_of
 from lib.scoring.scores import ScoreFolder, ScoreTable
 
 DEFAULT = "medsa"  # the strategy of the page, and of what is encoded ahead
+FRESH_SECONDS = 15.0
 # Each request gets a draw of its own.
 DRAWN = ("random", "foreground_random")
 
@@ -40,24 +42,50 @@ class Ranking:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A ranking, and what it was made of and when."""
+
+    cases: frozenset[str]
+    unlabelled: frozenset[str]
+    table: ScoreTable
+    made: float
+    ranking: Ranking
+
+    def fits(self, cases: frozenset[str], unlabelled: frozenset[str], table: ScoreTable, now: float) -> bool:
+        """Whether nothing is new but scores of the last few seconds: while scoring runs each moment has one."""
+        same = (self.cases, self.unlabelled) == (cases, unlabelled)
+        return same and (self.table is table or now - self.made < FRESH_SECONDS)
+
+
 class Chooser:
     """Ranks with the scores of `scores`; `seed` makes every draw repeatable."""
 
-    def __init__(self, scores: ScoreFolder, labels: Sequence[str], seed: int) -> None:
-        self._scores, self._labels, self._seed = scores, tuple(labels), seed
+    def __init__(
+        self,
+        scores: ScoreFolder,
+        labels: Sequence[str],
+        seed: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scores, self._labels, self._seed, self._clock = scores, tuple(labels), seed, clock
         self._lock = threading.Lock()
         self._rng = np.random.default_rng(seed)
         self._pool: tuple[ScoreTable, frozenset[str], Pool] | None = None
-        self._rankings: dict[str, tuple[ScoreTable, frozenset[str], Ranking]] = {}
+        self._rankings: dict[str, _Kept] = {}
 
     def ranking(self, strategy: str, cases: Collection[str], unlabelled: Collection[str]) -> Ranking:
-        """All `unlabelled` of `cases` by `strategy`; the same as before where nothing is new, unless it is drawn."""
+        """All `unlabelled` of `cases` by `strategy`.
+
+        Unless it is drawn it is the same as before where no case and no label is new; new scores count after
+        `FRESH_SECONDS` at the latest.
+        """
         everything, free = frozenset(cases), frozenset(unlabelled)
         with self._lock:
+            known, now = self._rankings.get(strategy), self._clock()
+            if known is not None and known.fits(everything, free, self._scores.table(), now):
+                return known.ranking
             table = self._scores.table()
-            known = self._rankings.get(strategy)
-            if known is not None and known[:2] == (table, free) and strategy not in DRAWN:
-                return known[2]
             pool = self._pool_of(table, everything).with_labelled(everything - free)
             # By how much is labelled: a restart does not change what is offered.
             rng = (
@@ -66,7 +94,8 @@ class Chooser:
                 else np.random.default_rng([self._seed, len(everything - free)])
             )
             ranking = Ranking(pool, STRATEGIES[strategy](pool, rng))
-            self._rankings[strategy] = (table, free, ranking)
+            if strategy not in DRAWN:
+                self._rankings[strategy] = _Kept(everything, free, table, now, ranking)
             return ranking
 
     def _pool_of(self, table: ScoreTable, cases: frozenset[str]) -> Pool:

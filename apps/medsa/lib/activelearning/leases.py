@@ -59,7 +59,7 @@ class Leases:
             free = [case for case in ranked if case not in book.leases]
             given_back = book.skipped.get(client, {})
             case = book.of(client) or next((one for one in free if one not in given_back), None)
-            case = case or next(iter(free), None)
+            case = case or min(free, key=lambda one: given_back[one], default=None)
             if case is not None:
                 book.leases[case] = Lease(client=client, until=now + self._seconds)
             self._write(book)
@@ -75,14 +75,14 @@ class Leases:
     def give_back(self, case: str, client: str, now: float) -> None:
         """`client` does not want `case`: others may get it at once, the client itself not for as long as a lease lasts.
 
-        Raises InputError where the client does not have it.
+        Also where its time is over. Raises InputError where somebody else has the case.
         """
         with self._lock():
             book = self._read()
             lease = book.leases.get(case)
-            if lease is None or lease["until"] <= now or lease["client"] != client:
+            if lease is not None and lease["until"] > now and lease["client"] != client:
                 raise InputError("client_id", client, f"the client to whom {case} is offered")
-            del book.leases[case]
+            book.leases.pop(case, None)
             book.skipped.setdefault(client, {})[case] = now + self._seconds
             self._write(book)
 

@@ -1,5 +1,6 @@
 """All cases as numbers, from which strategies choose."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -100,17 +101,19 @@ def _row(entry: CaseScore | None, labels: Sequence[str]) -> list[tuple[float, ..
 
 
 def _embeddings(entries: Sequence[CaseScore | None]) -> NDArray[np.float32]:
-    """(n, d), standardised among those that the same version has made: another one sees all images otherwise."""
-    sizes = {len(entry.embedding) for entry in entries if entry is not None} - {0}
-    size = max(sizes, default=0)
-    rows = np.full((len(entries), size), np.nan, np.float32)
-    groups: dict[tuple[str, int], list[int]] = {}
-    for place, entry in enumerate(entries):
-        if entry is not None and size and len(entry.embedding) == size:
-            rows[place] = entry.embedding
-            groups.setdefault((entry.base, entry.adapter_version), []).append(place)
-    for places in groups.values():
-        rows[places] = standardised(rows[places])
+    """(n, d), standardised; of the base that most cases were described by."""
+    described = [entry for entry in entries if entry is not None and entry.embedding.size]
+    kinds = Counter((entry.base, len(entry.embedding)) for entry in described)
+    if not kinds:
+        return np.full((len(entries), 0), np.nan, np.float32)
+    ((kind, _),) = kinds.most_common(1)
+    rows = np.full((len(entries), kind[1]), np.nan, np.float32)
+    places = [
+        place
+        for place, entry in enumerate(entries)
+        if entry is not None and (entry.base, len(entry.embedding)) == kind
+    ]
+    rows[places] = standardised(np.stack([entries[place].embedding for place in places]))  # type: ignore[union-attr]
     return rows
 
 

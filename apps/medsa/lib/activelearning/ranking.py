@@ -52,7 +52,7 @@ def medsa(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
     Cold start after TypiClust (Hacohen et al., arXiv 2202.02794); then a power-scheduled, class-balanced uncertainty
     after ClaSP PE, with the distance to what is labelled, or was chosen before in this ranking, as a factor.
     """
-    scored = pool.trained & ~np.isnan(pool.uncertainty).any(axis=1)
+    scored = pool.trained & pool.described & ~np.isnan(pool.uncertainty).any(axis=1)
     if pool.labelled.sum() < COLD_LABELS or not scored[pool.unlabelled].any():
         return _cold(pool, rng)
     return _uncertain(pool, scored, rng)
@@ -143,8 +143,11 @@ class _Spread:
     def over(cls, pool: Pool, candidates: Places) -> "_Spread":
         rows = pool.embedding[candidates]
         distance = distance_to_nearest(rows, pool.embedding[pool.labelled & pool.described])
-        finite = distance[np.isfinite(distance)]
-        usual = float(np.median(finite)) if len(finite) and np.median(finite) > 0 else 1.0
+        # Where nothing labelled is known, what is usual among the candidates themselves.
+        measured = (
+            distance if np.isfinite(distance).all() else distance_to_nearest(rows, rows.mean(axis=0)[None])
+        )
+        usual = max(float(np.median(measured)), 1e-6)
         return cls(rows, distance, usual, np.zeros(len(candidates), bool))
 
     @property
@@ -201,9 +204,11 @@ def _uncertain(pool: Pool, scored: NDArray[np.bool_], rng: np.random.Generator) 
     drawn = np.log(uncertainty + 1e-3) + noise * rng.gumbel(size=uncertainty.shape)
     overall = np.log(uncertainty.mean(axis=1) + 1e-3) + noise * rng.gumbel(size=len(candidates))
     spread = _Spread.over(pool, candidates)
-    turns = _label_turns(uncertainty, rng)
+    turns = _label_turns(uncertainty)
     ranked: list[Ranked] = []
-    for turn in range(min(HEAD, len(candidates))):
+    # Where the turns have come to: a lone annotator is given the first place of one ranking after the other.
+    done = int(pool.labelled.sum())
+    for turn in range(done, done + min(HEAD, len(candidates))):
         label = (
             turns[int(turn * STRATIFIED) % len(turns)] if _is_stratified(turn) and len(turns) > 1 else None
         )
@@ -220,7 +225,7 @@ def _is_stratified(turn: int) -> bool:
     return int((turn + 1) * STRATIFIED) > int(turn * STRATIFIED)
 
 
-def _label_turns(uncertainty: Numbers, rng: np.random.Generator) -> list[int]:
+def _label_turns(uncertainty: Numbers) -> list[int]:
     """The labels, the one that the model is least sure of first; each gets the same number of places."""
     return [int(label) for label in np.argsort(-uncertainty.mean(axis=0), kind="stable")]
 
@@ -232,7 +237,7 @@ def _later(pool: Pool, places: Places) -> list[Ranked]:
 
 def _told(pool: Pool, place: int, label: int | None, distance: float) -> Ranked:
     if label is None:
-        label = int(np.nan_to_num(pool.uncertainty[place]).argmax())
+        label = int(np.where(pool.expected[place], pool.uncertainty[place], 0.0).argmax())
     parts = _part(
         uncertainty=pool.uncertainty[place, label],
         entropy=pool.entropy[place, label],

@@ -24,7 +24,7 @@ def reason_of(ranked: Ranked, pool: Pool) -> str:
                 "too little is labelled to go by what the model is unsure of"
             )
         case "uncertain":
-            return ", ".join(filter(None, (_where(ranked, pool), _unlike(ranked))))
+            return ", ".join(filter(None, (_where(ranked, pool), _unlike(ranked, pool))))
         case "entropy":
             return f"{ranked.parts['entropy']:.2f} bits of entropy on average"
         case "diverse":
@@ -58,7 +58,9 @@ def _share_below(values: np.ndarray, value: float) -> float:
     return float((known < value).mean()) if len(known) else 0.0
 
 
-def _unlike(ranked: Ranked) -> str:
+def _unlike(ranked: Ranked, pool: Pool) -> str:
+    if not (pool.labelled & pool.described).any():
+        return ""
     distance = ranked.parts.get("distance", 0.0)
     if distance >= UNLIKE:
         return "unlike anything labelled yet"

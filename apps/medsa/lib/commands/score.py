@@ -8,6 +8,8 @@ import argparse
 import os
 from pathlib import Path
 
+import torch
+
 from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.commands.train import store_of
 from lib.errors import InputError
@@ -31,22 +33,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, app_dir: Path) -> int:
-    """Scores, and says each case; stopped in the middle it goes on where it was. Code 1 where a case could not be."""
+    """Scores, and says each case; stopped in the middle it goes on where it was. Code 1 where a case could not be.
+
+    Not under torchrun: that would end all others because of it.
+    """
     shard = shard_of(arguments.shard, os.environ)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     parts = parts_of(arguments, app_dir)
     store = store_of(parts, arguments.studies)
     keep_freed_memory()
     clicks = ClicksFirst.under(parts.state)  # of a server on the same state folder
     surveyor = Surveyor(parts.serving.current(), tuple(parts.settings.task.labels), lambda: _let_pass(clicks))
     problems = 0
+    served = surveyor.served
+
+    def is_over() -> bool:
+        return stop_requested() or parts.serving.current().adapter_version != served.adapter_version
+
     with stopping_by_signal():
         folder = ScoreFolder(parts.scores.path, shard.number)
-        for step in sweep(store, folder, surveyor, shard, stop_requested):
+        for step in sweep(store, folder, surveyor, shard, is_over):
             problems += step.problem is not None
             print(f"{step.case}: {step.problem or 'scored'}; {step.left} left", flush=True)
-    served = surveyor.served
     print(f"base {served.base}, version {served.adapter_version}: {problems} could not be scored")
-    return int(problems > 0)
+    return int(problems > 0 and "TORCHELASTIC_RUN_ID" not in os.environ)
 
 
 def shard_of(text: str | None, environment: "os._Environ[str] | dict[str, str]") -> Shard:

@@ -13,8 +13,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from lib.files import flush, part_beside
 log = logging.getLogger(__name__)
 
 STORED = np.dtype("<f2")  # half precision, little endian
+MOST_EXAMPLES = 3  # of cases that could not be scored
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class LabelScore:
 class CaseScore:
     """What the version `adapter_version` of `base` says of one case, or why it could not be asked (`error`).
 
-    `embedding` (d,) float32 describes the image, empty where there is none; `slice_index` is where it is least sure.
+    `embedding` (d,) float32 describes the image, whatever the version is, empty where there is none; `slice_index` is
+    where it is least sure.
     """
 
     base: str
@@ -153,17 +155,21 @@ class ScoreFolder:
 
     def append(self, case: str, entry: CaseScore) -> None:
         """Notes one score."""
+        known = self.table().cases.get(case)
+        if known is not None and known.time > entry.time:  # of a clock that was set back since
+            entry = replace(entry, time=known.time)
         self.path.mkdir(parents=True, exist_ok=True)
         with self._file_lock(), (self.path / f"part-{self._shard:03d}.jsonl").open("ab+") as stream:
             stream.seek(max(0, stream.tell() - 1))
             torn = stream.read(1) not in (b"", b"\n")  # a kill in the middle of a line
             stream.write((("\n" if torn else "") + entry.to_json(case) + "\n").encode())
 
-    def tidy(self, known: Collection[str]) -> None:
-        """Rewrites the folder with one line for each `known` case; what others append meanwhile is not lost."""
+    def tidy(self, known_now: Callable[[], Collection[str]]) -> None:
+        """Rewrites the folder with one line for each known case; what others append meanwhile is not lost."""
         if not self.path.is_dir():
             return
         with self._file_lock():
+            known = known_now()
             table, kept = self.table(), self.path / "part-000.jsonl"
             files = self._files()
             lines = [entry.to_json(case) for case, entry in sorted(table.cases.items()) if case in known]
@@ -182,11 +188,14 @@ class ScoreFolder:
         return FileLock(self.path / "scores.lock")
 
     def _files(self) -> dict[str, tuple[int, int]]:
-        try:
-            found = sorted(self.path.glob("part-*.jsonl"))
-            return {path.name: (stat.st_ino, stat.st_size) for path in found if (stat := path.stat())}
-        except FileNotFoundError:
-            return {}
+        found: dict[str, tuple[int, int]] = {}
+        for path in sorted(self.path.glob("part-*.jsonl")):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue  # tidied up meanwhile: what it held is in the first file by now
+            found[path.name] = (stat.st_ino, stat.st_size)
+        return found
 
     def _catch_up(self, files: Mapping[str, tuple[int, int]]) -> None:
         """Reads what was added; everything where a file is another one or became shorter."""
@@ -231,7 +240,16 @@ def _take(cases: dict[str, CaseScore], line: bytes) -> None:
 
 
 def progress_of(table: ScoreTable, candidates: Collection[str], base: str, version: int) -> dict[str, Any]:
-    """How far scoring is with the cases that matter, for people: {"scored", "of", "failed"}."""
+    """How far scoring is with the cases that matter, for people: {"scored", "of", "failed", "examples"}.
+
+    `failed` is how many could not be scored, `examples` are the first of them with the reason.
+    """
     current = [case for case in candidates if table.is_current(case, base, version)]
-    failed = {case: table.cases[case].error for case in current if table.cases[case].error is not None}
-    return {"scored": len(current) - len(failed), "of": len(candidates), "failed": failed}
+    failed = sorted(case for case in current if table.cases[case].error is not None)
+    examples = {case: table.cases[case].error for case in failed[:MOST_EXAMPLES]}
+    return {
+        "scored": len(current) - len(failed),
+        "of": len(candidates),
+        "failed": len(failed),
+        "examples": examples,
+    }

@@ -37,14 +37,20 @@ class MedsaScoring(ScoringMethod):
         become_child()
         clicks = ClicksFirst.under(self._task.state)
         surveyor = Surveyor(self._task.served(), self._task.labels, lambda: _let_pass(clicks))
-        self._task.scores.tidy(set(datastore.list_images()))
+        self._task.scores.tidy(lambda: set(datastore.list_images()))
         scored, skipped = 0, {}
-        for step in sweep(datastore, self._task.scores, surveyor, should_stop=stop_requested):
+        for step in sweep(
+            datastore, self._task.scores, surveyor, should_stop=lambda: self._is_over(surveyor)
+        ):
             if step.problem is None:
                 scored += 1
             else:
                 skipped[step.case] = step.problem
         return {"scored": scored, "skipped": skipped}
+
+    def _is_over(self, surveyor: Surveyor) -> bool:
+        """Whether it was asked to stop, or another version serves: the server starts another scoring then."""
+        return stop_requested() or self._task.served().adapter_version != surveyor.served.adapter_version
 
 
 def _let_pass(clicks: ClicksFirst) -> None:

@@ -4,7 +4,7 @@ import io
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,13 +17,15 @@ from lib.predictor import Study
 from lib.scoring.measures import INSIDE, Probability, binary_entropy, entropy_of
 from lib.scoring.scores import CaseScore, LabelScore
 from lib.scoring.variations import instability, thinned
+from lib.training.slabs import SMALLEST_GRID
 from lib.transforms.geometry import slice_axis
 from lib.turns import Asker
 from lib.volume import Volume
 
-# Uncertainty changes little from slice to slice.
-MAX_SLICES = 16
+# Uncertainty changes little from slice to slice, and what an image is like even less.
+MAX_SLICES, DESCRIBED_SLICES = 16, 8
 PICTURE_PIXELS = 192
+Embedding = NDArray[np.float32]
 OUTLINE, DOUBT = (0, 220, 120), np.array([255.0, 120.0, 0.0])
 
 
@@ -36,21 +38,26 @@ class Surveyed:
 
 
 class Surveyor:
-    """Looks at cases with the model of `served`. `pause()` is called where it can wait for clicks."""
+    """Looks at cases with the model of `served`. `pause()` is called where it can wait for clicks.
+
+    Images are described by the base alone, always at one image size: embeddings made under different versions can be
+    compared, and one that is known is not made again.
+    """
 
     def __init__(
         self, served: Served, labels: Sequence[str], pause: Callable[[], None] = lambda: None
     ) -> None:
         self.served, self._labels, self._pause = served, tuple(labels), pause
         self._thinned: tuple[MedSA, ...] | None = None
+        self._plain: MedSA | None = None
 
-    def survey(self, volume: Volume) -> Surveyed:
-        """All about one volume; the same every time."""
+    def survey(self, volume: Volume, embedding: Embedding | None = None) -> Surveyed:
+        """All about one volume; the same every time. `embedding` is what an earlier survey of it found."""
         started, predictor = time.perf_counter(), self.served.predictor
-        if self._thinned is None:
-            self._thinned = thinned(predictor.model)
+        if self._thinned is None or self._plain is None:
+            self._thinned, self._plain = thinned(predictor.model), plain_network(predictor.model)
         axis = slice_axis(volume.spacing_mm, predictor.slice_axis, volume.shape_ijk)
-        stride = max(1, volume.shape_ijk[axis] // MAX_SLICES)
+        stride = -(-volume.shape_ijk[axis] // MAX_SLICES)
         with predictor.study(volume, stride, Asker("scoring", background=True), self._pause) as study:
             answers = {label: self._answers(study, label) for label in self._labels}
             rng = np.random.default_rng(zlib.crc32(volume.content_key.encode()))
@@ -66,7 +73,7 @@ class Surveyor:
             self.served.base,
             self.served.adapter_version,
             scores,
-            embedding_of(study),
+            embedding_of(study, self._plain) if embedding is None else embedding,
             study.slices[row],
             round(time.perf_counter() - started, 3),
         )
@@ -93,13 +100,28 @@ class Surveyor:
         )
 
 
-def embedding_of(study: Study) -> NDArray[np.float32]:
-    """What the image is like (256,): the encoder's features, averaged over the part of the slices that is image."""
-    geometry, features = study.embeddings.geometry, study.features
-    width, height = (
-        max(1, round(features.shape[-1] * part / geometry.image_size)) for part in geometry.content_xy
+def plain_network(model: MedSA) -> MedSA:
+    """The base of `model` alone, at the smallest image size."""
+    plain = model.sibling()
+    size = SMALLEST_GRID * model.spec.patch_size
+    return (plain if model.spec.image_size <= size else plain.at_size(size)).eval()
+
+
+def embedding_of(study: Study, plain: MedSA) -> Embedding:
+    """What the image is like (256,): features of the base, averaged over the part of some slices that is image."""
+    spec = plain.spec
+    geometry = replace(study.embeddings.geometry, image_size=spec.image_size, mask_size=spec.mask_size)
+    places = (
+        np.linspace(0, len(study.slices) - 1, min(DESCRIBED_SLICES, len(study.slices))).round().astype(int)
     )
-    return features[:, :, :height, :width].mean(dim=(0, 2, 3)).float().cpu().numpy()
+    planes = np.concatenate([study.planes(study.slices[place]) for place in places])
+    device = study.features.device
+    shown = geometry.planes_to_model(torch.from_numpy(planes).to(device))
+    with torch.inference_mode():
+        features = plain.encode(shown).float()
+    width, height = (max(1, round(spec.grid * part / spec.image_size)) for part in geometry.content_xy)
+    found: Embedding = features[:, :, :height, :width].mean(dim=(0, 2, 3)).cpu().numpy()
+    return found
 
 
 def draw_picture(plane: NDArray[np.float32], answers: Sequence[Probability], study: Study) -> bytes:
@@ -127,9 +149,8 @@ def draw_picture(plane: NDArray[np.float32], answers: Sequence[Probability], stu
 
 
 def _least_sure(answers: Sequence[Probability]) -> int:
-    """The slice with most entropy; where there is none, the middle one."""
-    bits = np.sum([binary_entropy(one).sum(axis=(1, 2)) for one in answers], axis=0)
-    return int(bits.argmax()) if bits.max() > 0 else len(bits) // 2
+    """The slice with most entropy."""
+    return int(np.sum([binary_entropy(one).sum(axis=(1, 2)) for one in answers], axis=0).argmax())
 
 
 def _shrunk(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts.json"
 INTERVAL_SECONDS = 1.0
+# What scoring could not do, a PACS being away, is tried again after so long.
+TRY_AGAIN_SECONDS = 300.0
 Action = Literal["train", "score"]
 
 
@@ -97,6 +99,7 @@ class Housekeeping:
         self._parts, self._queue = parts, queue
         self.attempts = Attempts(parts.state / ATTEMPTS)
         self._tried: tuple[str, ...] = ()
+        self._tried_at = -TRY_AGAIN_SECONDS
         self._memory = GrowthLimiter()
         self.night: Night | None = None
         # Held from the look whether something is due until it is started.
@@ -121,7 +124,7 @@ class Housekeeping:
             pending=len(pending),
             may_start=self.attempts.may_start(pending),
             unscored=self._queue.unscored(),
-            tried=self._tried,
+            tried=self._tried if time.monotonic() - self._tried_at < TRY_AGAIN_SECONDS else (),
             idle_minutes=self._idle_minutes(pending),
             idle_after=training.train_idle_minutes,
         )
@@ -141,7 +144,7 @@ class Housekeeping:
             if action == "train":
                 self._start_training(situation)
             elif action == "score":
-                self._tried = situation.unscored
+                self._tried, self._tried_at = situation.unscored, time.monotonic()
                 AsyncTask.run("scoring", request={"method": "medsa"})
         return action
 

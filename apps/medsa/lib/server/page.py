@@ -206,8 +206,8 @@ def scoring_text(progress: Mapping[str, Any]) -> str:
         return ""
     text = f"{progress['scored']} of {progress['of']} unlabelled cases are scored by the version that serves."
     if progress["failed"]:
-        named = "; ".join(f"{case}: {problem}" for case, problem in sorted(progress["failed"].items())[:3])
-        text += f" {len(progress['failed'])} could not be: {named}"
+        named = "; ".join(f"{case}: {problem}" for case, problem in progress["examples"].items())
+        text += f" {progress['failed']} could not be: {named}"
     return text
 
 

@@ -35,6 +35,7 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
     @router.post("/scoring/{method}", tags=["Scoring"], summary="Score the unlabelled cases")
     def score(method: str, user: Annotator, params: Params = None, run_sync: bool = False) -> Any:
         _check_name("method", method, app.info()["scoring"])
+        _check_child(run_sync)
         return scoring_endpoint.run_method(method, params, run_sync)
 
     @router.get("/info/", tags=["App"], summary="Get App Info")
@@ -99,7 +100,7 @@ def _request_of_a_person(given: dict[str, Any]) -> dict[str, Any]:
 
 def _check_child(run_sync: bool) -> None:
     if run_sync:
-        raise InputError("run_sync", run_sync, "false; training runs in a process of its own")
+        raise InputError("run_sync", run_sync, "false; training and scoring run in processes of their own")
 
 
 def _check_labels(app: Any) -> None:

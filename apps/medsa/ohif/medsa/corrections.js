@@ -2,7 +2,7 @@
 // it corrects what the same model answered; the server knows only of the latter by itself.
 import { gzip } from './server.js';
 
-const NOTHING = fingerprint([], 1);
+const NOTHING = fingerprint([], Boolean);
 const HEADER_END = '\n\n';
 const HEADER_BYTES = 4096; // at most; the voxels follow
 
@@ -15,23 +15,30 @@ export class Corrections {
    * last answer, `mask` resolves to its voxels as a file, and clicks that are in them already are left out.
    */
   complete(label, number, array, params) {
-    const print = fingerprint(array, number);
+    const print = fingerprint(array, value => value === number);
     let talk = this.#talks.get(label) ?? { print: NOTHING, mask: null, settled: new Set(), clicks: new Set() };
-    if (print === NOTHING) {
-      talk = { print, mask: null, settled: new Set(), clicks: new Set() };
-    } else if (print !== talk.print) {
-      talk = { print, mask: gzip(only(array, number)), settled: talk.clicks, clicks: talk.clicks };
+    if (print !== talk.print) {
+      const mask = print === NOTHING ? null : gzip(only(array, number));
+      talk = { print, mask, settled: talk.clicks, clicks: talk.clicks };
     }
     this.#talks.set(label, talk);
-    return talk.mask ? { params: { ...unsettled(params, talk.settled), ...asMask(label) }, mask: talk.mask } : { params, mask: null };
+    const asked = unsettled(params, talk.settled);
+    return { params: talk.mask ? { ...asked, ...asMask(label) } : asked, mask: talk.mask };
   }
 
-  /** Notes what the server answered: the body of an NRRD file, uncompressed uint8, for the clicks of `params`. */
-  answered(label, params, body) {
+  /**
+   * Notes what the server answered to `params`: the body of an NRRD file, uncompressed uint8. The panel shows it where
+   * `array` holds no other label, and leaves what was there where the answer is empty.
+   */
+  answered(label, number, array, params, body) {
     const talk = this.#talks.get(label);
-    if (talk) {
-      talk.print = fingerprint(voxelsOf(body));
-      talk.clicks = new Set([...talk.clicks, ...clicksOf(params)]);
+    if (!talk) {
+      return;
+    }
+    talk.clicks = new Set([...talk.clicks, ...clicksOf(params)]);
+    const answer = voxelsOf(body);
+    if (fingerprint(answer, Boolean) !== NOTHING) {
+      talk.print = fingerprint(answer, (value, at) => value && (array[at] === 0 || array[at] === number));
     }
   }
 }
@@ -51,7 +58,7 @@ const clicksOf = ({ foreground, background }) => [
   ...(background ?? []).map(point => key(point, '-')),
 ];
 
-/** The voxels with `number` (of an answer: with any), as 0 and 1. */
+/** The voxels with `number`, as 0 and 1. */
 function only(array, number) {
   const mask = new Uint8Array(array.length);
   for (let at = 0; at < array.length; at++) {
@@ -60,12 +67,11 @@ function only(array, number) {
   return mask;
 }
 
-/** Tells apart which voxels hold `number` (undefined: anything), in a thirtieth of a second for 25 million of them. */
-function fingerprint(array, number) {
+/** Tells apart which voxels `holds(value, place)`, in a tenth of a second for 25 million of them. */
+function fingerprint(array, holds) {
   let [count, hash] = [0, 0x811c9dc5];
   for (let at = 0; at < array.length; at++) {
-    const value = array[at];
-    if (number === undefined ? value : value === number) {
+    if (holds(array[at], at)) {
       count++;
       hash = Math.imul(hash ^ at, 0x01000193);
     }

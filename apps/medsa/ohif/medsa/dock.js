@@ -266,7 +266,8 @@ class Dock {
     try {
       const answer = await saveLabel(this.image, packed(array, found), params, part => this.showProgress(part));
       this.seen = answer.version;
-      this.view.skip.hidden = true; // it is not on lease any more
+      sessionStorage.removeItem(OFFER_KEY); // it is nobody's any more
+      this.view.skip.hidden = true;
       this.say(told(answer), answer.others.length || !['stored', null].includes(answer.pacs) ? 'error' : 'done');
     } catch (error) {
       this.changed = true;
@@ -279,38 +280,49 @@ class Dock {
   }
 
   async next() {
-    if (!this.mayLeave()) {
-      return;
+    if (this.mayLeave()) {
+      await this.take(this.client());
     }
-    const found = await nextCase(this.client());
+  }
+
+  /** Opens the case that the strategy has for `client`. */
+  async take(client) {
+    const found = await nextCase(client);
     if (!found.id) {
       this.say('No case without a label is left for you.');
+      return;
+    }
+    const text = `Case ${found.rank} of ${found.of}: ${found.reason}.`;
+    sessionStorage.setItem(OFFER_KEY, JSON.stringify({ image: found.id, client, text }));
+    if (found.id === this.image) {
+      this.say('This case is still yours: submit it, or skip it.');
+      this.showOffer();
     } else {
-      sessionStorage.setItem(OFFER_KEY, JSON.stringify({ image: found.id, text: `Case ${found.rank} of ${found.of}: ${found.reason}.` }));
-      if (found.id === this.image) {
-        this.say('This case is still yours: submit it, or skip it.');
-        this.showOffer();
-      } else {
-        this.go(found.StudyInstanceUID, found.SeriesInstanceUID);
-      }
+      this.go(found.StudyInstanceUID, found.SeriesInstanceUID);
     }
   }
 
   /** Another case instead of this one, which others are offered then. */
   async skip() {
     if (this.mayLeave()) {
-      await giveBack(this.image, this.client());
-      this.changed = false;
-      await this.next();
+      // It was offered to the name that was given then. Where somebody else has it by now there is nothing to give back.
+      const { client } = this.offer() ?? { client: this.client() };
+      await giveBack(this.image, client).catch(() => undefined);
+      await this.take(client);
     }
+  }
+
+  /** {image, client, text} of this case, if it was offered in this tab. */
+  offer() {
+    const offer = JSON.parse(sessionStorage.getItem(OFFER_KEY) ?? 'null');
+    return offer?.image === this.image ? offer : null;
   }
 
   /** Why this case was offered, if it was. */
   showOffer() {
-    const offer = JSON.parse(sessionStorage.getItem(OFFER_KEY) ?? 'null');
-    const offered = offer?.image === this.image;
-    this.view.offer.textContent = offered ? offer.text : '';
-    this.view.skip.hidden = !offered;
+    const offer = this.offer();
+    this.view.offer.textContent = offer?.text ?? '';
+    this.view.skip.hidden = !offer;
   }
 
   /** Presses of OHIF's own buttons that would do something else than they say. */
@@ -360,7 +372,8 @@ class Dock {
     this.asking--;
     if (answer.ok) {
       if (this.isWhole(answer.model)) {
-        this.corrections.answered(answer.params.label, answer.params, answer.body);
+        const { label } = answer.params;
+        this.corrections.answered(label, numberOf(this.services, label), voxels(this.services), answer.params, answer.body);
       }
       this.view.undo.hidden = false;
       this.answers++;
