@@ -29,6 +29,8 @@ from lib.memory import keep_freed_memory  # noqa: E402
 
 PARTS = ("simulate", "scoring", "store")
 SEEDS, MINUTES = 5, 0.5
+# In percent of the pool; the rest is tested in its place, at most so many.
+DEVELOPMENT_POOL, DEVELOPMENT_LABELS, DEVELOPMENT_TESTED = 58, 14, 24
 QUICK_COUNTS, QUICK_POOL, QUICK_TESTED, QUICK_MINUTES = (2, 4), 8, 3, 0.05
 
 
@@ -44,6 +46,8 @@ def simulations(options: argparse.Namespace) -> tuple[list[Simulation], list[Fig
             missing.append(unmeasured(name, "Dice", "-", str(error)))
             continue
         minutes, out = options.minutes, options.out
+        if options.development:
+            study, out = _development(study), out / "development"
         if options.quick:
             study, minutes, out = _quick(study), QUICK_MINUTES, out / "quick"
         found.append(Simulation(study, minutes, out))
@@ -110,6 +114,15 @@ def _quick(study: PoolStudy) -> PoolStudy:
     )
 
 
+def _development(study: PoolStudy) -> PoolStudy:
+    """Of the pool alone: cases of it are tested, none that the benchmark tests. By patients, which are in order."""
+    half = len(study.pool) * DEVELOPMENT_POOL // 100
+    counts = tuple(count for count in study.counts if count <= DEVELOPMENT_LABELS)
+    return replace(
+        study, pool=study.pool[:half], tested=study.pool[half:][:DEVELOPMENT_TESTED], counts=counts
+    )
+
+
 def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
@@ -122,6 +135,9 @@ def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument("--strategy", action="append", choices=STRATEGIES, help="these only")
     parser.add_argument("--seeds", type=positive, default=SEEDS)
     parser.add_argument("--minutes", type=float, default=MINUTES, help="CPU minutes a training (%(default)s)")
+    parser.add_argument(
+        "--development", action="store_true", help="on the pools alone, to choose between strategies by"
+    )
     parser.add_argument("--quick", action="store_true", help="a trial run; its figures say nothing")
     parser.add_argument("--summary", action="store_true", help="sum up what is kept, and run nothing")
     parser.add_argument(
