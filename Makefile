@@ -37,7 +37,7 @@ test: install  ## The tests that need neither a server nor real data
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not server and not data and not large"
 
 test-slow: install  ## The tests with the real server and with real data
-	@.venv/bin/python -m pytest -m "server or data or large"
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "server or data or large"
 
 test-all: test test-slow  ## Every test
 
