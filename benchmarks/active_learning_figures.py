@@ -142,9 +142,8 @@ def _against_rival(name: str, runs: Runs) -> list[Figure]:
         return [unmeasured(title, "Dice", "interval not below 0", f"no whole run of {RIVAL}")]
     differences = [area(our) - area(their) for our, their in zip(runs[OURS], runs[RIVAL], strict=True)]
     low, high = interval(differences)
-    note = (
-        f"{CONFIDENCE:.0%} interval {low:.4f} to {high:.4f}, {len(differences)} seeds: {_told(differences)}"
-    )
+    known = f"{CONFIDENCE:.0%} interval {low:.4f} to {high:.4f}, " if len(differences) > 1 else ""
+    note = f"{known}{len(differences)} seeds: {_told(differences)}"
     mean = fmean(differences)
     return [
         Figure(

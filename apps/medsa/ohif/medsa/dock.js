@@ -73,7 +73,7 @@ class Dock {
     document.addEventListener('click', keepRow, { signal });
     document.addEventListener('change', keepRow, { signal });
     document.addEventListener('click', event => this.replacePress(event), { signal, capture: true });
-    window.addEventListener('beforeunload', event => (this.changed || this.sending) && event.preventDefault(), { signal });
+    window.addEventListener('beforeunload', event => this.hasWork() && event.preventDefault(), { signal });
     window.addEventListener('popstate', event => this.holdBack(event), { signal, capture: true });
     watchTraffic({
       complete: (model, params) => this.completed(model, params),
@@ -136,7 +136,12 @@ class Dock {
 
   /** Whether nothing would be lost, or a person says that it may be. */
   mayLeave() {
-    return !(this.changed || this.sending) || window.confirm(LEAVE);
+    return !this.hasWork() || window.confirm(LEAVE);
+  }
+
+  /** Whether something would be lost. The viewer tells of changes, too, when it has made an empty segmentation. */
+  hasWork() {
+    return this.sending || (this.changed && (this.seen > 0 || this.count().length > 0));
   }
 
   go(study, series) {
