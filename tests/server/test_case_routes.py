@@ -22,17 +22,22 @@ LABELS = {"liver": 1, "kidney": 7}
 SHAPE = (5, 4, 3)
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> TestClient:
-    image = nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), np.diag([1.0, 2.0, 3.0, 1.0]))
-    nibabel.save(image, tmp_path / "case.nii.gz")
-    store = MedsaDatastore(str(tmp_path), LABELS, lambda: 2)
+def client_of(folder: Path, image_name: str, shape: tuple[int, int, int]) -> TestClient:
+    """A client of a store in `folder` with one empty image."""
+    image = nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.diag([1.0, 2.0, 3.0, 1.0]))
+    nibabel.save(image, folder / f"{image_name}.nii.gz")
+    store = MedsaDatastore(str(folder), LABELS, lambda: 2)
     app = SimpleNamespace(datastore=lambda: store, on_save_label=lambda image, label: None)
     server = FastAPI()
-    leases, scores = Leases(tmp_path / "leases.json", 60), ScoreFolder(tmp_path / ".scores")
-    routes = [*case_router(app, LABELS, leases, scores, lambda: 100.0).routes, *datastore_router(app).routes]
-    server.router.routes[0:0] = routes
+    leases, scores = Leases(folder / "leases.json", 60), ScoreFolder(folder / ".scores")
+    cases = case_router(app, LABELS, leases, scores, lambda: 100.0)
+    server.router.routes[0:0] = [*cases.routes, *datastore_router(app).routes]
     return TestClient(server, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    return client_of(tmp_path, "case", SHAPE)
 
 
 @pytest.fixture
@@ -144,17 +149,7 @@ def test_the_picture_of_a_case(client: TestClient, tmp_path: Path) -> None:
 @pytest.mark.server  # a gigabyte of memory, and seconds
 def test_a_label_of_a_hundred_megabytes_comes_back_as_it_was(tmp_path: Path) -> None:
     shape = (1024, 1024, 96)
-    image = nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.diag([1.0, 1.0, 3.0, 1.0]))
-    nibabel.save(image, tmp_path / "large.nii.gz")
-    store = MedsaDatastore(str(tmp_path), LABELS, lambda: 2)
-    app = SimpleNamespace(datastore=lambda: store, on_save_label=lambda image, label: None)
-    server = FastAPI()
-    leases, scores = Leases(tmp_path / "leases.json", 60), ScoreFolder(tmp_path / ".scores")
-    server.router.routes[0:0] = [
-        *case_router(app, LABELS, leases, scores).routes,
-        *datastore_router(app).routes,
-    ]
-    client = TestClient(server)
+    client = client_of(tmp_path, "large", shape)
     values = np.zeros(shape, np.uint8)
     values[100:900, 200:700, 3:90] = 7
     values[0, 0, 0] = values[-1, -1, -1] = 1
