@@ -111,6 +111,18 @@ def test_a_cold_start_says_so(chooser: Chooser) -> None:
     )
 
 
+@pytest.mark.parametrize(("count", "said"), [(1, "of which 1 is labelled"), (2, "of which 2 are labelled")])
+def test_a_cold_start_does_not_say_that_nothing_like_it_is_labelled_where_something_is(
+    tmp_path: Path, count: int, said: str
+) -> None:
+    folder = ScoreFolder(tmp_path / "few")
+    for case in CASES[:6]:  # too few for more than one cluster
+        put(folder, case, 0.2, np.random.default_rng(len(case)).normal(size=4))
+    ranking = Chooser(folder, ("liver",), 0).ranking("medsa", CASES[:6], CASES[count:6])
+    reason = ranking.about(ranking.ranked[0].case)["reason"]
+    assert f"typical of images {said} (100% of all)" in reason
+
+
 def test_without_any_score_it_says_so(tmp_path: Path) -> None:
     ranking = Chooser(ScoreFolder(tmp_path / "none"), ("liver",), 0).ranking("medsa", CASES, CASES)
     assert len(ranking.ranked) == 30

@@ -57,7 +57,7 @@ def test_releases_over_http_and_on_the_page(
         "version 3, 2 labels: Dice 1.000 after 1 click",
         "version 0, 0 labels: Dice 0.125 without clicks",
         "rolled back to version 2",
-        "Typical of images that no labelled one stands for",
+        "too little is labelled to go by what the model is unsure of",
     ):
         assert part in text
     offered = server.post("/activelearning/medsa", {"client_id": "ann"}).json()["id"]

@@ -176,7 +176,8 @@ def _cold(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
     member = clusters(rows, max(1, min(int(labelled.sum()) + COLD_BATCH, len(rows) // LEAST_CLUSTER)), rng)
     free = np.flatnonzero(~labelled)
     order = free[np.argsort(-typical[free], kind="stable")]
-    taken = np.bincount(member[labelled], minlength=member.max() + 1)
+    known = np.bincount(member[labelled], minlength=member.max() + 1)
+    taken = known.copy()
     sizes = np.bincount(member, minlength=member.max() + 1)
     ranked: list[Ranked] = []
     percentile = _percentiles(typical)
@@ -190,7 +191,8 @@ def _cold(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
         head.append(waiting[cluster].popleft())
         taken[cluster] += 1
     for place in head:
-        parts = _part(typicality=percentile[place], cluster=sizes[member[place]] / len(rows))
+        one = member[place]
+        parts = _part(typicality=percentile[place], cluster=sizes[one] / len(rows), labelled=known[one])
         ranked.append(Ranked(pool.cases[described[place]], "cold", None, parts))
     return ranked + _later(pool, described[order[~np.isin(order, head)]]) + rest
 
