@@ -28,10 +28,10 @@ from lib.activelearning.ranking import STRATEGIES  # noqa: E402
 from lib.memory import keep_freed_memory  # noqa: E402
 
 PARTS = ("simulate", "scoring", "store")
-SEEDS, MINUTES = 5, 0.5
+SEEDS, STEPS = 5, 40
 # In percent of the pool; the rest is tested in its place, at most so many.
 DEVELOPMENT_POOL, DEVELOPMENT_LABELS, DEVELOPMENT_TESTED = 58, 14, 24
-QUICK_COUNTS, QUICK_POOL, QUICK_TESTED, QUICK_MINUTES = (2, 4), 8, 3, 0.05
+QUICK_COUNTS, QUICK_POOL, QUICK_TESTED, QUICK_STEPS = (2, 4), 8, 3, 2
 
 
 def simulations(options: argparse.Namespace) -> tuple[list[Simulation], list[Figure]]:
@@ -45,12 +45,12 @@ def simulations(options: argparse.Namespace) -> tuple[list[Simulation], list[Fig
         except MissingSetError as error:
             missing.append(unmeasured(name, "Dice", "-", str(error)))
             continue
-        minutes, out = options.minutes, options.out
+        steps, out = options.steps, options.out
         if options.development:
             study, out = _development(study), out / "development"
         if options.quick:
-            study, minutes, out = _quick(study), QUICK_MINUTES, out / "quick"
-        found.append(Simulation(study, minutes, out))
+            study, steps, out = _quick(study), QUICK_STEPS, out / "quick"
+        found.append(Simulation(study, steps, out))
     return found, missing
 
 
@@ -110,7 +110,11 @@ def serving(options: argparse.Namespace, part: str) -> list[Figure]:
 
 def _quick(study: PoolStudy) -> PoolStudy:
     return replace(
-        study, pool=study.pool[:QUICK_POOL], tested=study.tested[:QUICK_TESTED], counts=QUICK_COUNTS
+        study,
+        pool=study.pool[:QUICK_POOL],
+        tested=study.tested[:QUICK_TESTED],
+        counts=QUICK_COUNTS,
+        tested_counts=QUICK_COUNTS,
     )
 
 
@@ -119,7 +123,11 @@ def _development(study: PoolStudy) -> PoolStudy:
     half = len(study.pool) * DEVELOPMENT_POOL // 100
     counts = tuple(count for count in study.counts if count <= DEVELOPMENT_LABELS)
     return replace(
-        study, pool=study.pool[:half], tested=study.pool[half:][:DEVELOPMENT_TESTED], counts=counts
+        study,
+        pool=study.pool[:half],
+        tested=study.pool[half:][:DEVELOPMENT_TESTED],
+        counts=counts,
+        tested_counts=counts,
     )
 
 
@@ -134,7 +142,7 @@ def options_of_this_run(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument("--study", action="append", choices=POOLS, help="one set only")
     parser.add_argument("--strategy", action="append", choices=STRATEGIES, help="these only")
     parser.add_argument("--seeds", type=positive, default=SEEDS)
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="CPU minutes a training (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=STEPS, help="of training a round (%(default)s)")
     parser.add_argument(
         "--development", action="store_true", help="on the pools alone, to choose between strategies by"
     )

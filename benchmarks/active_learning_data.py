@@ -14,12 +14,16 @@ POOL_VOLUMES, POOL_PATIENTS = 100, 14
 
 @dataclass(frozen=True)
 class PoolStudy:
-    """`study` loads single cases; `pool` are those to choose from, `counts` how many are labelled at each round."""
+    """`study` loads single cases; `pool` are those to choose from, `counts` how many are labelled at each round.
+
+    It is tested with `tested_counts` of them: testing takes longer than training.
+    """
 
     study: Study
     pool: tuple[str, ...]
     tested: tuple[str, ...]
     counts: tuple[int, ...]
+    tested_counts: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -35,7 +39,13 @@ def hippocampus_pool(data: Path) -> PoolStudy:
     study = hippocampus(data)
     known = find_cases(study.folder / "labels")
     ordered = sorted((case for case in find_cases(study.folder / "images") if case in known), key=case_hash)
-    return _of_cases(study, ordered[:POOL_VOLUMES], ordered[POOL_VOLUMES:], (2, *range(6, 39, 4), 40))
+    return _of_cases(
+        study,
+        ordered[:POOL_VOLUMES],
+        ordered[POOL_VOLUMES:],
+        (2, *range(6, 39, 4), 40),
+        (2, 6, 10, 18, 26, 34, 40),
+    )
 
 
 def cardiac_pool(data: Path) -> PoolStudy:
@@ -53,9 +63,17 @@ POOLS: Mapping[str, Callable[[Path], PoolStudy]] = {
 }
 
 
-def _of_cases(study: Study, pool: list[str], tested: list[str], counts: tuple[int, ...]) -> PoolStudy:
+def _of_cases(
+    study: Study,
+    pool: list[str],
+    tested: list[str],
+    counts: tuple[int, ...],
+    tested_counts: tuple[int, ...] | None = None,
+) -> PoolStudy:
     each = {case: (case,) for case in (*pool, *tested)}
     single = Study(
         study.name, study.task, study.label, study.folder, tuple(pool), tuple(tested), each, counts
     )
-    return PoolStudy(single, tuple(pool), tuple(tested), counts)
+    return PoolStudy(
+        single, tuple(pool), tuple(tested), counts, counts if tested_counts is None else tested_counts
+    )

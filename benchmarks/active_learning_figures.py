@@ -20,8 +20,9 @@ Runs = Mapping[str, Sequence[Run]]
 
 
 def curve(run: Run) -> tuple[list[int], list[float]]:
-    """Numbers of labels, and the mean Dice with each."""
-    return [one.labels for one in run.rounds], [fmean(one.dice) for one in run.rounds]
+    """Numbers of labels, and the mean Dice with each, of the rounds that were tested."""
+    tested = [one for one in run.rounds if one.dice]
+    return [one.labels for one in tested], [fmean(one.dice) for one in tested]
 
 
 def area(run: Run) -> float:
@@ -65,14 +66,8 @@ def penalty_matrix(runs: Runs) -> dict[str, dict[str, float]]:
             if loser == winner:
                 continue
             pairs = list(zip(theirs, ours, strict=False))
-            rounds = min(len(run.rounds) for pair in pairs for run in pair)
-            beaten = [
-                interval([fmean(our.rounds[at].dice) - fmean(their.rounds[at].dice) for their, our in pairs])[
-                    0
-                ]
-                > 0
-                for at in range(rounds)
-            ]
+            gains = np.array([np.subtract(curve(our)[1], curve(their)[1]) for their, our in pairs])
+            beaten = [interval(list(gain))[0] > 0 for gain in gains.T]
             found.setdefault(loser, {})[winner] = round(fmean(beaten), 3)
     return found
 

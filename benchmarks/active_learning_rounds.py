@@ -1,10 +1,13 @@
 """Simulated labelling: a strategy chooses, the truth is the label, the model learns, and is tested; again and again.
 
 The strategies are the server's own functions on scores made by the server's own scoring; training between rounds goes
-on from the weights before, with the settings that are shipped. Every round is kept as soon as it is over, with the
-weights, so that hours of work can be stopped and gone on with.
+on from the weights before, with the settings that are shipped. A training is a number of steps and not of minutes, so
+that runs of different machines can be compared; images are of the smallest size that is trained on, where a step costs
+least. Every round is kept as soon as it is over, with the weights, so that hours of work can be stopped and gone on
+with.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +19,7 @@ from active_learning_data import PoolStudy
 from network import machine
 from safetensors.torch import load_file, save_file
 from training_curves import write_whole
-from training_methods import at_fitting_size, cpu_seconds, fresh_base, options_of, settings_of
+from training_methods import cpu_seconds, fresh_base, options_of, settings_of, view_of
 
 from lib.activelearning.geometry import typicality
 from lib.activelearning.pool import Pool, pool_of
@@ -30,41 +33,48 @@ from lib.scoring.scores import CaseScore, ScoreTable
 from lib.scoring.survey import Surveyor
 from lib.training.cases import Case
 from lib.training.loop import train
-from lib.training.slabs import TrainingCase
+from lib.training.slabs import SMALLEST_GRID, TrainingCase, prepare_case
 
-EVERYTHING = "everything"  # no strategy: all of the pool at once, in the time of a whole run
+EVERYTHING = "everything"  # no strategy: all of the pool at once, in the steps of a whole run
 SCORELESS = ("random", "first")  # what needs no scores is not given any
+VARIED = ("medsa",)  # what looks at the disagreement of variations
 CACHE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Round:
-    """`chosen` were added; `dice` of the tested cases without a click, in their order; CPU seconds of scoring."""
+    """`chosen` were added; `dice` of the tested cases without a click, in their order, none where it was not measured.
+
+    Seconds are CPU seconds.
+    """
 
     labels: int
     chosen: Sequence[str]
     dice: Sequence[float]
-    steps: int
     scoring_seconds: float
+    training_seconds: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """One strategy with one seed. `typicality` is the share of the pool that is more typical than the first case."""
+    """One strategy with one seed, with `steps` a round.
+
+    `typicality` is the share of the pool that is more typical than the first case.
+    """
 
     strategy: str
     seed: int
-    minutes: float
+    steps: int
     rounds: Sequence[Round]
     typicality: float | None = None
     machine: dict[str, Any] = field(default_factory=dict)
 
 
 class Simulation:
-    """Labels the pool of one study, with training of `minutes` CPU minutes between rounds; keeps its runs in `out`."""
+    """Labels the pool of one study, with `steps` of training between rounds; keeps its runs in `out`."""
 
-    def __init__(self, study: PoolStudy, minutes: float, out: Path) -> None:
-        self.study, self.minutes, self.out = study, minutes, out
+    def __init__(self, study: PoolStudy, steps: int, out: Path) -> None:
+        self.study, self.steps, self.out = study, steps, out
         self.settings = settings_of(study.study.task)
         (self.label,) = self.settings.task.labels
         self._cases: dict[str, Case] = {}
@@ -82,12 +92,7 @@ class Simulation:
         while len(found.rounds) < len(counts):
             found = self._with_another_round(found, len(found.rounds))
             write_whole(self.file(strategy, seed), asdict(found))
-            last = found.rounds[-1]
-            print(
-                f"{self.study.name} {strategy} {seed}: {last.labels} labels, Dice {np.mean(last.dice):.3f}, "
-                f"{last.steps} steps, scored in {last.scoring_seconds:.0f} s",
-                flush=True,
-            )
+            self._tell(found)
         if len(found.rounds) == len(counts):
             self._weights(found).unlink(missing_ok=True)
         return found
@@ -96,9 +101,23 @@ class Simulation:
         """What there is of a run."""
         file = self.file(strategy, seed)
         if not file.exists():
-            return Run(strategy, seed, self.minutes, (), machine=machine())
+            return Run(strategy, seed, self.steps, (), machine=machine())
         content = json.loads(file.read_text())
-        return Run(**{**content, "rounds": tuple(Round(**one) for one in content["rounds"])})
+        found = Run(**{**content, "rounds": tuple(Round(**one) for one in content["rounds"])})
+        if found.steps != self.steps:
+            raise SystemExit(
+                f"{file} was made with {found.steps} steps a round, not {self.steps}: it is another curve"
+            )
+        return found
+
+    def _tell(self, run: Run) -> None:
+        last = run.rounds[-1]
+        dice = f"Dice {np.mean(last.dice):.3f}, " if last.dice else ""
+        print(
+            f"{self.study.name} {run.strategy} {run.seed}: {last.labels} labels, {dice}"
+            f"scored in {last.scoring_seconds:.0f} s, trained in {last.training_seconds:.0f} s",
+            flush=True,
+        )
 
     def _with_another_round(self, before: Run, number: int) -> Run:
         model = self._model(before)
@@ -107,11 +126,15 @@ class Simulation:
         else:
             chosen, seconds, rank = self._choose(before, model, number)
         labelled = [case for one in before.rounds for case in one.chosen]
-        steps = self._train(model, labelled, chosen, before, number)
+        started = cpu_seconds()
+        self._train(model, labelled, chosen, before, number)
+        trained = round(cpu_seconds() - started, 1)
+        count = len(labelled) + len(chosen)
         predictor = self._predictor(model, before, number + 1)
-        dice = [self._dice(predictor, case) for case in self.study.tested]
+        tested = self.study.tested if count in self.study.tested_counts else ()
+        dice = [self._dice(predictor, case) for case in tested]
         self._save(model, before)
-        added = Round(len(labelled) + len(chosen), chosen, dice, steps, seconds)
+        added = Round(count, chosen, dice, seconds, trained)
         return replace(
             before,
             rounds=(*before.rounds, added),
@@ -133,18 +156,19 @@ class Simulation:
     def _scores(self, run: Run, model: MedSA, labelled: set[str], number: int) -> dict[str, CaseScore]:
         """As the server has them: of the version of this round, and of labelled cases what was last known."""
         served = Served("vit_t", "", number, self._predictor(model, run, number))
-        surveyor = Surveyor(served, (self.label,))
+        surveyor = Surveyor(served, (self.label,), varied=run.strategy in VARIED)
         table = self._tables.setdefault((run.strategy, run.seed), {})
         for case in self.study.pool:
             if case not in labelled or case not in table:
-                table[case] = surveyor.survey(self._case(case).volume).score
+                known = table[case].embedding if case in table else None
+                table[case] = surveyor.survey(self._case(case).volume, known).score
         return table
 
     def _train(
         self, model: MedSA, labelled: Sequence[str], chosen: Sequence[str], run: Run, number: int
-    ) -> int:
-        minutes = self.minutes * (len(self.study.counts) if run.strategy == EVERYTHING else 1)
-        options = options_of(self.settings, 60.0 * minutes, 1000 * run.seed + number)
+    ) -> None:
+        rounds = len(self.study.counts) if run.strategy == EVERYTHING else 1
+        options = options_of(self.settings, float(self.steps * rounds), 1000 * run.seed + number)
         if labelled:
             training = self.settings.training
             options = replace(
@@ -154,17 +178,17 @@ class Simulation:
                 new_share=training.new_share,
             )
         cases = [self._prepared(model, case) for case in (*labelled, *chosen)]
-        return train(model, cases, options, clock=cpu_seconds).steps
+        # It is asked for the time once a step.
+        train(model, cases, options, clock=itertools.count().__next__)
 
     def _prepared(self, model: MedSA, name: str) -> TrainingCase:
-        _, (prepared,) = at_fitting_size(model, self.settings, [self._case(name)])
-        return prepared.at_size(model.spec.image_size, model.spec.mask_size)
+        spec = model.spec
+        return prepare_case(self._case(name), view_of(self.settings), spec.image_size, spec.mask_size)
 
     def _model(self, before: Run) -> MedSA:
-        """The network after the rounds `before`; a fresh one in the size that fits the pool's images."""
-        model, _ = at_fitting_size(
-            fresh_base(self.settings), self.settings, [self._case(case) for case in self.study.pool]
-        )
+        """The network after the rounds `before`, at the smallest size that is trained on."""
+        base = fresh_base(self.settings)
+        model = base.at_size(SMALLEST_GRID * base.spec.patch_size)
         if before.rounds:
             model.load_adapter_state(load_file(self._weights(before)))
         return model

@@ -41,13 +41,18 @@ class Surveyor:
     """Looks at cases with the model of `served`. `pause()` is called where it can wait for clicks.
 
     Images are described by the base alone, always at one image size: embeddings made under different versions can be
-    compared, and one that is known is not made again.
+    compared, and one that is known is not made again. Without being `varied`, disagreement is 0.
     """
 
     def __init__(
-        self, served: Served, labels: Sequence[str], pause: Callable[[], None] = lambda: None
+        self,
+        served: Served,
+        labels: Sequence[str],
+        pause: Callable[[], None] = lambda: None,
+        *,
+        varied: bool = True,
     ) -> None:
-        self.served, self._labels, self._pause = served, tuple(labels), pause
+        self.served, self._labels, self._pause, self._is_varied = served, tuple(labels), pause, varied
         self._thinned: tuple[MedSA, ...] | None = None
         self._plain: MedSA | None = None
 
@@ -91,7 +96,7 @@ class Surveyor:
         entropy = entropy_of(answers)
         # Without training a label's name says nothing, and so do answers to it.
         varied = 0.0
-        if self.served.predictor.model.trained:
+        if self._is_varied and self.served.predictor.model.trained:
             prompt = self.served.predictor.automatic_prompt(label)
             varied = instability(study, prompt, answers, self._thinned or (), rng)
         volume_mm3 = float(answers.sum(dtype=np.float64)) * _pixel_mm(study) ** 2 * step_mm
