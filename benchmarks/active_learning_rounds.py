@@ -131,7 +131,8 @@ class Simulation:
         trained = round(cpu_seconds() - started, 1)
         count = len(labelled) + len(chosen)
         predictor = self._predictor(model, before, number + 1)
-        tested = self.study.tested if count in self.study.tested_counts else ()
+        is_tested = before.strategy == EVERYTHING or count in self.study.tested_counts
+        tested = self.study.tested if is_tested else ()
         dice = [self._dice(predictor, case) for case in tested]
         self._save(model, before)
         added = Round(count, chosen, dice, seconds, trained)

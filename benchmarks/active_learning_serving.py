@@ -29,7 +29,7 @@ from lib.training.cases import Case
 from lib.training.loop import train
 from lib.volume import Volume, load_volume, save_mask
 
-STORE_CASES, ANNOTATORS, OFFERS, TRIES = 10_000, 50, 15, 5
+STORE_CASES, ANNOTATORS, OFFERS, LABELS, TRIES = 10_000, 50, 20, 8, 5
 TRAIN_SECONDS = 20.0  # CPU; only so that adapters are there, as they are in use
 LARGE_SHAPE, LARGE_SPACING_MM, OBJECT_SLICES = (256, 256, 100), (0.8, 0.8, 2.5), 40
 LINEAR_COUNTS = (10, 20, 40)
@@ -62,21 +62,25 @@ def scoring_figures(study: PoolStudy, work: Path) -> list[Figure]:
 
 
 def store_figures(work: Path) -> list[Figure]:
-    """Offers with 10,000 cases in the store, right after the start and after a label, and 50 annotators at once."""
-    studies = work / "studies"
-    _many_cases(studies, work / "state")
+    """Offers with 10,000 cases: right after the start, after each of some labels, while scores come in; 50 at once."""
+    studies, state = work / "studies", work / "state"
+    _many_cases(studies, state)
     with started(work, studies, warm="false") as url:
-        offers = [_offer(url, f"client {number}") for number in range(OFFERS)]
-        _save_label(url, studies, offers[0][0])
-        after = [_offer(url, f"later {number}") for number in range(OFFERS)]
+        first = _offer(url, "first")[1]
+        usual = [_offer(url, f"client {number}") for number in range(OFFERS)]
+        labelled = [_after_label(url, studies, case) for case, _ in usual[:LABELS]]
+        scored = [_after_score(url, state, number) for number in range(OFFERS)]
         with ThreadPoolExecutor(ANNOTATORS) as pool:
             together = list(pool.map(lambda number: _offer(url, f"together {number}"), range(ANNOTATORS)))
-    seconds = [taken for _, taken in (*offers[1:], *after[1:])]
-    note = f"first {offers[0][1]:.2f} s, after a label {after[0][1]:.2f} s, slowest of the others {max(seconds):.3f} s"
+    title = f"next sample, {STORE_CASES:,} cases in the store"
+    rows = (
+        (title, [seconds for _, seconds in usual]),
+        (f"{title}, right after a label", labelled),
+        (f"{title}, while scores come in", scored),
+    )
     return [
-        figure_of(
-            f"next sample, {STORE_CASES:,} cases in the store", 1000 * median(seconds), "ms", "< 200", note
-        ),
+        *(figure_of(name, 1000 * median(taken), "ms", "< 200", _slowest(taken)) for name, taken in rows),
+        figure_of(f"{title}, the first after the start", 1000 * first, "ms", "< 200"),
         figure_of(
             f"different cases for {ANNOTATORS} annotators who ask at once",
             len({case for case, _ in together}),
@@ -85,6 +89,26 @@ def store_figures(work: Path) -> list[Figure]:
             f"slowest answer {max(taken for _, taken in together):.2f} s",
         ),
     ]
+
+
+def _slowest(seconds: Sequence[float]) -> str:
+    return f"slowest of {len(seconds)}: {1000 * max(seconds):.0f} ms"
+
+
+def _after_label(url: str, studies: Path, case: str) -> float:
+    """Seconds that an offer takes right after `case` was labelled."""
+    _save_label(url, studies, case)
+    return _offer(url, f"after {case}")[1]
+
+
+def _after_score(url: str, state: Path, number: int) -> float:
+    """The same right after a new score, of which there is one a second while scoring runs."""
+    score = CaseScore(
+        BASE, 0, {"object": LabelScore(0.5, 0.5, 0.5, 900.0)}, np.full(256, 0.1, np.float32), time=1.0
+    )
+    ScoreFolder(state / "scores", shard=1).append(f"case{STORE_CASES - 1 - number:05d}", score)
+    time.sleep(1.0)
+    return _offer(url, f"scored {number}")[1]
 
 
 def _seconds(model: MedSA, volume: Volume, settings: object) -> float:

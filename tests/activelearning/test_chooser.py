@@ -1,11 +1,16 @@
 """Rankings of a datastore's cases, and what is said with an offer."""
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lib.activelearning.chooser import FRESH_SECONDS, Chooser
+from lib.activelearning.chooser import FRESH_SECONDS, PATIENCE_SECONDS, Chooser
+from lib.activelearning.pool import Pool
+from lib.activelearning.ranking import STRATEGIES, Ranked
 from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder
 
 CASES = [f"case{n}" for n in range(30)]
@@ -69,6 +74,90 @@ def test_a_restart_does_not_change_it(chooser: Chooser, scores: ScoreFolder) -> 
     again = Chooser(ScoreFolder(scores.path), ("liver",), seed=0)
     one, other = (each.ranking("medsa", CASES, CASES[10:]).ranked for each in (chooser, again))
     assert [found.case for found in one] == [found.case for found in other]
+
+
+class Slow:
+    """A strategy that takes as long as it is let; `begun` counts its calls."""
+
+    def __init__(self) -> None:
+        self.may_end, self.begun = threading.Event(), 0
+
+    def __call__(self, pool: Pool, rng: np.random.Generator) -> list[Ranked]:
+        self.begun += 1
+        assert self.may_end.wait(30)
+        return [Ranked(pool.cases[place], "first") for place in pool.unlabelled]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    found = Slow()
+    monkeypatch.setitem(STRATEGIES, "slow", found)  # type: ignore[arg-type]
+    yield found
+    found.may_end.set()
+
+
+def offered(chooser: Chooser, cases: list[str], free: list[str]) -> list[str]:
+    return [one.case for one in chooser.ranking("slow", cases, free).ranked]
+
+
+def test_nobody_waits_for_a_ranking_where_there_is_an_older_one(chooser: Chooser, slow: Slow) -> None:
+    slow.may_end.set()
+    before = offered(chooser, CASES, CASES)
+    slow.may_end.clear()
+    free = [case for case in CASES if case != before[0]]
+    assert offered(chooser, [*CASES, "new"], [*free, "new"]) == [*before[1:], "new"], "less what is labelled"
+    assert slow.begun == 2
+    offered(chooser, [*CASES, "new"], [*free, "new"])
+    assert slow.begun == 2, "computed once, however many ask"
+
+
+def test_what_was_computed_behind_counts_as_soon_as_it_is_there(chooser: Chooser, slow: Slow) -> None:
+    slow.may_end.set()
+    before = offered(chooser, CASES, CASES)
+    slow.may_end.clear()
+    offered(chooser, CASES, before[1:])
+    slow.may_end.set()
+    until = time.monotonic() + 30
+    while chooser.ranking("slow", CASES, before[1:]) is not chooser.ranking("slow", CASES, before[1:]):
+        assert time.monotonic() < until
+    assert slow.begun == 2
+
+
+def test_of_many_rankings_that_are_asked_for_meanwhile_one_is_computed(chooser: Chooser, slow: Slow) -> None:
+    slow.may_end.set()
+    before = offered(chooser, CASES, CASES)
+    slow.may_end.clear()
+    for labelled in range(1, 9):
+        assert offered(chooser, CASES, before[labelled:]) == before[labelled:]
+    slow.may_end.set()
+    until = time.monotonic() + 30
+    while offered(chooser, CASES, before[8:]) and slow.begun < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert slow.begun == 3, "the one that was begun, and the newest"
+
+
+def test_the_first_ranking_is_waited_for(chooser: Chooser, slow: Slow) -> None:
+    threading.Timer(3 * PATIENCE_SECONDS, slow.may_end.set).start()
+    assert sorted(offered(chooser, CASES, CASES)) == sorted(CASES)
+
+
+def test_a_prepared_ranking_is_not_computed_again(chooser: Chooser, slow: Slow) -> None:
+    chooser.prepare("slow", CASES, CASES)
+    slow.may_end.set()
+    offered(chooser, CASES, CASES)
+    assert slow.begun == 1
+
+
+def test_a_ranking_that_fails_is_told(
+    chooser: Chooser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
+        raise ArithmeticError("not a number")
+
+    monkeypatch.setitem(STRATEGIES, "broken", broken)  # type: ignore[arg-type]
+    with pytest.raises(ArithmeticError, match="not a number"):
+        chooser.ranking("broken", CASES, CASES)
+    assert "could not be ranked" in caplog.text
 
 
 def test_random_is_drawn_anew_for_each_request(chooser: Chooser) -> None:

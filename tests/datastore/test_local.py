@@ -231,6 +231,25 @@ def test_processes_and_threads_that_save_at_once_lose_nothing(studies: Path, tmp
     assert sorted(store.get_labeled_images()) == ["a", "b"]
 
 
+def test_what_was_read_stays_as_it_was_and_what_stays_the_same_is_shared(
+    studies: Path, tmp_path: Path
+) -> None:
+    datastore = opened(studies)
+    first, second = datastore.list_images()[:2]
+    datastore.save_label(first, str(write_label(tmp_path / "label.nii.gz")), "final", {})
+    before = datastore._model
+    text = before.model_dump_json()
+    datastore.update_label_info(first, "final", {"note": "checked"})
+    datastore.update_image_info(first, {"seen": True})
+    datastore.save_label(first, str(write_label(tmp_path / "label.nii.gz")), "original", {})
+    datastore.remove_label(first, "final")
+    after = datastore._model
+    assert before.model_dump_json() == text
+    assert after.objects[second] is before.objects[second]
+    assert set(after.objects[first].labels) == {"original"}
+    assert after.objects[first].image.info["seen"] is True
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"objects": 7}', b"\xff\xfe"])
 def test_a_broken_registry_is_put_aside_and_built_anew(
     studies: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes

@@ -1,13 +1,18 @@
 """Rankings of a datastore's unlabelled cases, by name of strategy, computed when something has changed.
 
-Concurrency. Shared between requests: the last pool and the last ranking of each strategy, guarded by one lock, which is
-held while one is computed: who asks meanwhile waits for that instead of computing it again.
+Nobody waits long for one: of ten thousand cases a ranking takes half a second to a second, and until it is there the
+one before counts, less what was labelled since.
+
+Concurrency. Shared between requests: the last ranking of each strategy and which is being computed, guarded by one
+lock. One thread computes; the last pool is that thread's alone.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +20,13 @@ import numpy as np
 from lib.activelearning.pool import Pool, pool_of
 from lib.activelearning.ranking import STRATEGIES, Ranked
 from lib.activelearning.reasons import reason_of
-from lib.scoring.scores import ScoreFolder, ScoreTable
+from lib.scoring.scores import ScoreFolder, ScoreTable, stable_order
+
+log = logging.getLogger(__name__)
 
 DEFAULT = "medsa"  # the strategy of the page, and of what is encoded ahead
 FRESH_SECONDS = 15.0
+PATIENCE_SECONDS = 0.03  # for a ranking, where there is an older one
 # Each request gets a draw of its own.
 DRAWN = ("random", "foreground_random")
 
@@ -41,6 +49,13 @@ class Ranking:
             "parts": dict(found.parts),
         }
 
+    def less_labelled(self, unlabelled: frozenset[str]) -> "Ranking":
+        """The same order of those that are unlabelled now; what it does not know yet comes last."""
+        known = {one.case for one in self.ranked}
+        left = [one for one in self.ranked if one.case in unlabelled]
+        new = [Ranked(case, "unscored") for case in sorted(unlabelled - known, key=stable_order)]
+        return replace(self, ranked=[*left, *new])
+
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
@@ -58,8 +73,20 @@ class _Kept:
         return same and (self.table is table or now - self.made < FRESH_SECONDS)
 
 
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A ranking that is being computed, and of what."""
+
+    cases: frozenset[str]
+    unlabelled: frozenset[str]
+    future: "Future[Ranking]"
+
+
 class Chooser:
-    """Ranks with the scores of `scores`; `seed` makes every draw repeatable."""
+    """Ranks with the scores of `scores`; `seed` makes every draw repeatable.
+
+    Where there is a ranking from before, it is waited for a newer one for `patience` seconds.
+    """
 
     def __init__(
         self,
@@ -67,36 +94,70 @@ class Chooser:
         labels: Sequence[str],
         seed: int,
         clock: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._scores, self._labels, self._seed, self._clock = scores, tuple(labels), seed, clock
+        self._patience = patience
         self._lock = threading.Lock()
         self._rng = np.random.default_rng(seed)
         self._pool: tuple[ScoreTable, frozenset[str], Pool] | None = None
         self._rankings: dict[str, _Kept] = {}
+        self._begun: dict[str, _Begun] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="medsa-ranking")
 
     def ranking(self, strategy: str, cases: Collection[str], unlabelled: Collection[str]) -> Ranking:
         """All `unlabelled` of `cases` by `strategy`.
 
         Unless it is drawn it is the same as before where no case and no label is new; new scores count after
-        `FRESH_SECONDS` at the latest.
+        `FRESH_SECONDS` and the time that a ranking takes.
         """
         everything, free = frozenset(cases), frozenset(unlabelled)
         with self._lock:
-            known, now = self._rankings.get(strategy), self._clock()
-            if known is not None and known.fits(everything, free, self._scores.table(), now):
+            known = self._rankings.get(strategy)
+            if known is not None and known.fits(everything, free, self._scores.table(), self._clock()):
                 return known.ranking
-            table = self._scores.table()
-            pool = self._pool_of(table, everything).with_labelled(everything - free)
+            future = self._begin(strategy, everything, free)
+        try:
+            return future.result(None if known is None else self._patience)
+        except (TimeoutError, CancelledError):
+            # Cancelled for a newer one, which is done only where there is one from before.
+            return self._rankings[strategy].ranking.less_labelled(free)
+
+    def prepare(self, strategy: str, cases: Collection[str], unlabelled: Collection[str]) -> None:
+        """Begins to compute what `ranking` would give."""
+        with self._lock:
+            self._begin(strategy, frozenset(cases), frozenset(unlabelled))
+
+    def _begin(self, strategy: str, cases: frozenset[str], free: frozenset[str]) -> "Future[Ranking]":
+        """The ranking of that which is being computed already, else a new one. The caller holds the lock."""
+        begun = self._begun.get(strategy)
+        if strategy not in DRAWN and begun is not None and (begun.cases, begun.unlabelled) == (cases, free):
+            return begun.future
+        if begun is not None and strategy in self._rankings:
+            begun.future.cancel()  # has no effect on one that is being computed: at most one waits behind it
+        future = self._thread.submit(self._compute, strategy, cases, free)
+        self._begun[strategy] = _Begun(cases, free, future)
+        return future
+
+    def _compute(self, strategy: str, cases: frozenset[str], free: frozenset[str]) -> Ranking:
+        try:
+            table, now = self._scores.table(), self._clock()
+            pool = self._pool_of(table, cases).with_labelled(cases - free)
             # By how much is labelled: a restart does not change what is offered.
-            rng = (
-                self._rng
-                if strategy in DRAWN
-                else np.random.default_rng([self._seed, len(everything - free)])
-            )
+            rng = self._rng if strategy in DRAWN else np.random.default_rng([self._seed, len(cases - free)])
             ranking = Ranking(pool, STRATEGIES[strategy](pool, rng))
-            if strategy not in DRAWN:
-                self._rankings[strategy] = _Kept(everything, free, table, now, ranking)
+            with self._lock:
+                if strategy not in DRAWN:
+                    self._rankings[strategy] = _Kept(cases, free, table, now, ranking)
             return ranking
+        except Exception:
+            log.exception("the next cases could not be ranked")  # who asked may not be waiting any more
+            raise
+        finally:
+            with self._lock:
+                begun = self._begun.get(strategy)
+                if begun is not None and (begun.cases, begun.unlabelled) == (cases, free):
+                    del self._begun[strategy]
 
     def _pool_of(self, table: ScoreTable, cases: frozenset[str]) -> Pool:
         if self._pool is None or self._pool[0] is not table or self._pool[1] != cases:

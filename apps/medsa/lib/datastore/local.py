@@ -1,8 +1,9 @@
 """MONAI Label's local datastore with what it lacks: checked names and labels, history, a lasting registry.
 
 Concurrency. Shared between the server's threads: `_model`, what the registry file said when it was last
-read. It is never changed in place: a change copies it, writes the file and swaps the pointer, so readers
-need no lock. Shared between processes (training and scoring children build their own datastore): the
+read. Neither it nor an entry of it is ever changed in place: a change replaces entries of a draft, writes the file
+and swaps the pointer, so readers need no lock, and what stays the same is shared: copying all of ten thousand entries
+took a second. Shared between processes (training and scoring children build their own datastore): the
 registry file `datastore_v2.json` and the history's numbers, guarded by `_thread_lock` and then the file
 lock `.lock`, always in that order and together. Images and labels are read, checked and copied before the
 locks are taken; under them files are only renamed, but for a label that lies there without a version: it is
@@ -14,6 +15,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,11 +41,11 @@ from lib.volume import LABEL_SUFFIXES, SUFFIXES, Volume, load_volume, save_mask
 log = logging.getLogger(__name__)
 
 EXTENSIONS = tuple(f"*{suffix}" for suffix in SUFFIXES)
-LABEL_EXTENSIONS = tuple(f"*{suffix}" for suffix in LABEL_SUFFIXES)
 LABEL_SUFFIX = ".nii.gz"
 LAST_PROMPTS = Path(".medsa") / "last_prompts"  # where no other place is given
 # In a label's information: it was not saved by somebody at this server, but came from a PACS.
 ARRIVED = "arrived"
+QUIET_S, LONGEST_UNREST_S = 0.5, 5.0
 DIGESTED_BYTES = 1 << 16  # of each end of a file
 FINAL = DefaultLabelTag.FINAL.value
 Signature = tuple[int, int, int]
@@ -67,11 +69,13 @@ class MedsaDatastore(LocalDatastore):
         self._thread_lock = threading.RLock()
         self._file_lock = FileLock(Path(studies) / ".lock", thread_local=False)
         self._signature: Signature | None = None
+        self._folder_changed = threading.Event()
         self.history = LabelHistory(Path(studies))
         super().__init__(studies, extensions=EXTENSIONS, auto_reload=auto_reload, read_only=read_only)
         if auto_reload:
             # The base class watches for new files, but not for those moved to their name when complete.
             self._handler.on_moved = self._on_any_event
+            threading.Thread(target=self._follow_folder, name="medsa-folder", daemon=True).start()
 
     # The base class reads `_datastore` everywhere; through this property it sees what other processes wrote.
     @property
@@ -167,14 +171,14 @@ class MedsaDatastore(LocalDatastore):
         """Adds `info` to what is noted about the image; raises NotFoundError for an unknown id."""
         self.image_path(image_id)
         with self._transaction() as draft:
-            draft.objects[image_id].image.info.update(info)
+            _own(draft, image_id).image.info.update(info)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Adds `info` to what is noted about the label; raises NotFoundError where there is none."""
         tag = check_tag(label_tag)
         self.label_path(label_id, tag)
         with self._transaction() as draft:
-            draft.objects[label_id].labels[tag].info.update(info)
+            _own(draft, label_id).labels[tag].info.update(info)
 
     def recorded_prompts(self, image_id: str) -> dict[str, PromptSet]:
         """The prompts that were last kept with a final label of the image, by label name ("" for none).
@@ -215,7 +219,7 @@ class MedsaDatastore(LocalDatastore):
                     "version": version,
                     "sha256": record["sha256"],
                 }
-                draft.objects[image_id].labels[tag] = DataModel(info=noted, ext=LABEL_SUFFIX)
+                _own(draft, image_id).labels[tag] = DataModel(info=noted, ext=LABEL_SUFFIX)
                 self._on_version(image_id, {**record, "version": version})
         finally:
             view.unlink(missing_ok=True)
@@ -276,42 +280,56 @@ class MedsaDatastore(LocalDatastore):
 
     @contextmanager
     def _transaction(self) -> Iterator[LocalDatastoreModel]:
-        """A copy of the newest registry to change; written and shown to readers when the block ends well."""
+        """A draft of the newest registry, written and shown to readers when the block ends well.
+
+        Its entries are those that readers see: they are replaced, or made its own (`_own`) before they are changed.
+        """
         with self._thread_lock, self._file_lock:
             self._reload(repair=True)
-            draft = self._model.model_copy(deep=True)
+            draft = self._model.model_copy(update={"objects": dict(self._model.objects)})
             yield draft
             if draft != self._model or not Path(self._datastore_config_path).exists():
                 self._write(draft)
 
+    def _on_any_event(self, event: object) -> None:
+        """Told by the watcher of each file that comes or goes, which a save of our own does several times."""
+        self._folder_changed.set()
+
+    def _follow_folder(self) -> None:
+        """Looks at the folders whenever they have changed and are quiet again, or have not been for a while."""
+        while self._folder_changed.wait():
+            deadline = time.monotonic() + LONGEST_UNREST_S
+            while self._folder_changed.is_set() and time.monotonic() < deadline:
+                self._folder_changed.clear()
+                time.sleep(QUIET_S)
+            self._folder_changed.clear()
+            try:
+                self.refresh()
+            except Exception:
+                # The thread has to outlive whatever lies in the folders.
+                log.exception(
+                    "the folder of studies could not be looked through; it is tried at its next change"
+                )
+
     def _reconcile_datastore(self) -> None:
         with self._transaction() as draft:
             images = self._images_found()
-            known = draft.objects
-            draft.objects = {
-                image_id: known.get(image_id) or ImageLabelModel(image=DataModel())
-                for image_id in sorted(images)
-            }
-            for image_id, item in draft.objects.items():
-                item.image = _entry(item.image, image_id, images[image_id])
             labels_folder = Path(draft.label_path(None))
             tags = sorted(entry.name for entry in labels_folder.iterdir() if entry.is_dir())
-            found = {tag: self._suffixes_by_id(labels_folder / tag, LABEL_EXTENSIONS) for tag in tags}
-            for image_id, item in draft.objects.items():
-                item.labels = {
-                    tag: _entry(item.labels.get(tag), image_id, suffixes[image_id])
-                    for tag, suffixes in found.items()
-                    if image_id in suffixes
-                }
+            labels = {tag: self._suffixes_by_id(labels_folder / tag, LABEL_SUFFIXES) for tag in tags}
+            draft.objects = {
+                image_id: _reconciled(draft.objects.get(image_id), image_id, images[image_id], labels)
+                for image_id in sorted(images)
+            }
 
     def _images_found(self) -> dict[str, str]:
         """Id -> suffix of all images there are."""
-        return self._suffixes_by_id(Path(self._datastore_path), EXTENSIONS)
+        return self._suffixes_by_id(Path(self._datastore_path), SUFFIXES)
 
-    def _suffixes_by_id(self, folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    def _suffixes_by_id(self, folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
         """Id -> suffix of the images or labels in `folder`; of two with one id the first by name counts."""
         found: dict[str, str] = {}
-        for name in sorted(self._list_files(folder, patterns)):
+        for name in sorted(name for name in os.listdir(folder) if name.endswith(suffixes)):
             image_id, suffix = self._to_id(name)
             if not name.startswith(".") and found.setdefault(image_id, suffix) != suffix:
                 log.warning("two files of %s have the id %s; %s is left out", folder.name, image_id, name)
@@ -361,6 +379,27 @@ class MedsaDatastore(LocalDatastore):
         except FileNotFoundError:
             return None
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _own(draft: LocalDatastoreModel, image_id: str) -> ImageLabelModel:
+    """The draft's entry of the image as a copy that may be changed."""
+    draft.objects[image_id] = draft.objects[image_id].model_copy(deep=True)
+    return draft.objects[image_id]
+
+
+def _reconciled(
+    known: ImageLabelModel | None, image_id: str, suffix: str, labels: Mapping[str, Mapping[str, str]]
+) -> ImageLabelModel:
+    """The entry of an image as the folders have it, `labels` being tag -> id -> suffix; the known one if it says so."""
+    image = _entry(known.image if known is not None else None, image_id, suffix)
+    found = {
+        tag: _entry(known.labels.get(tag) if known is not None else None, image_id, suffixes[image_id])
+        for tag, suffixes in labels.items()
+        if image_id in suffixes
+    }
+    if known is not None and known.image is image and known.labels == found:
+        return known
+    return ImageLabelModel(image=image, labels=found)
 
 
 def _entry(known: DataModel | None, image_id: str, suffix: str) -> DataModel:

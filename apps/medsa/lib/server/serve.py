@@ -23,11 +23,14 @@ def begin_serving(app: Any, parts: Parts) -> None:
     """Called once, before the server answers anything. Raises CheckpointError for an unusable base."""
     from monailabel.app import app as server  # exists only in the server process, and only by now
 
+    store = app.datastore()
+    # Beside the loading of the model, so that the first annotator does not wait for it.
+    parts.chooser.prepare(DEFAULT, store.list_images(), store.get_unlabeled_images())
     announce_server()
     announce_base(parts.serving.current().base)
     for name in (ATTEMPTS, NIGHT):
         remove_parts_of(parts.state / name)
-    queue = QueueView(parts, app.datastore())
+    queue = QueueView(parts, store)
     housekeeping = Housekeeping(parts, queue)
     nightly = parts.settings.training.nightly
     if nightly is not None:
@@ -41,10 +44,10 @@ def begin_serving(app: Any, parts: Parts) -> None:
         )
         housekeeping.night.schedule()
     add_routes(server, app, parts, housekeeping)
-    watch(app.datastore(), parts.settings.serving.pacs_seconds)
+    watch(store, parts.settings.serving.pacs_seconds)
     housekeeping.start()
     if parts.settings.serving.warm and not parts.serving.cache.is_off:
-        parts.warmer.start(partial(upcoming_images, parts, app.datastore()))
+        parts.warmer.start(partial(upcoming_images, parts, store))
 
 
 def upcoming_images(parts: Parts, store: Any) -> list[Path]:
