@@ -4,6 +4,8 @@ import json
 import logging
 import multiprocessing
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -271,6 +273,55 @@ def test_files_that_come_and_go_are_noticed(studies: Path) -> None:
     (studies / "b.nii").unlink()
     store.refresh()
     assert sorted(store.list_images()) == ["a", "c.nii.gz.d", "new"]
+
+
+@pytest.fixture
+def watched(studies: Path) -> Iterator[MedsaDatastore]:
+    datastore = MedsaDatastore(str(studies), LABELS, lambda: 0, auto_reload=True)
+    yield datastore
+    datastore._observer.stop()
+    datastore._observer.join()
+
+
+def wait_for(datastore: MedsaDatastore, image_id: str) -> None:
+    until = time.monotonic() + 20
+    while image_id not in datastore.list_images():
+        assert time.monotonic() < until, f"{image_id} was not noticed"
+        time.sleep(0.02)
+
+
+def test_many_files_that_come_at_once_are_looked_at_together(
+    watched: MedsaDatastore, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    look = watched._reconcile_datastore
+    monkeypatch.setattr(watched, "_reconcile_datastore", lambda: (looks.append(1), look()))
+    for number in range(40):
+        write_image(studies, f"new{number:02d}.nii.gz")
+    wait_for(watched, "new39")
+    assert {f"new{number:02d}" for number in range(40)} <= set(watched.list_images())
+    assert len(looks) < 10, "each file is three events"
+
+
+def test_the_watcher_outlives_a_folder_that_cannot_be_read(
+    watched: MedsaDatastore, studies: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    look, failures = watched._reconcile_datastore, [OSError("the disk is away")]
+
+    def look_or_fail() -> None:
+        if failures:
+            raise failures.pop()
+        look()
+
+    monkeypatch.setattr(watched, "_reconcile_datastore", look_or_fail)
+    write_image(studies, "first.nii.gz")
+    until = time.monotonic() + 20
+    while failures and time.monotonic() < until:
+        time.sleep(0.02)
+    write_image(studies, "second.nii.gz")
+    wait_for(watched, "second")
+    assert "first" in watched.list_images()
+    assert "could not be looked through" in caplog.text
 
 
 def test_an_added_image_keeps_the_labels_of_others_apart(studies: Path, tmp_path: Path) -> None:
