@@ -4,11 +4,12 @@ The strategies are the server's own functions on scores made by the server's own
 on from the weights before, with the settings that are shipped. A training is a number of steps and not of minutes, so
 that runs of different machines can be compared; images are of the smallest size that is trained on, where a step costs
 least. Every round is kept as soon as it is over, with the weights, so that hours of work can be stopped and gone on
-with.
+with. Two strategies that have chosen the same cases with one seed have the same network: the second one takes it over.
 """
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -93,8 +94,6 @@ class Simulation:
             found = self._with_another_round(found, len(found.rounds))
             write_whole(self.file(strategy, seed), asdict(found))
             self._tell(found)
-        if len(found.rounds) == len(counts):
-            self._weights(found).unlink(missing_ok=True)
         return found
 
     def kept(self, strategy: str, seed: int) -> Run:
@@ -125,22 +124,39 @@ class Simulation:
             chosen, seconds, rank = list(self.study.pool), 0.0, None
         else:
             chosen, seconds, rank = self._choose(before, model, number)
-        labelled = [case for one in before.rounds for case in one.chosen]
-        started = cpu_seconds()
-        self._train(model, labelled, chosen, before, number)
-        trained = round(cpu_seconds() - started, 1)
-        count = len(labelled) + len(chosen)
-        predictor = self._predictor(model, before, number + 1)
-        is_tested = before.strategy == EVERYTHING or count in self.study.tested_counts
-        tested = self.study.tested if is_tested else ()
-        dice = [self._dice(predictor, case) for case in tested]
-        self._save(model, before)
-        added = Round(count, chosen, dice, seconds, trained)
+        count = sum(len(one.chosen) for one in before.rounds) + len(chosen)
+        added = self._twin(before, chosen)
+        if added is None:
+            added = self._learned(before, model, chosen, count)
+        added = replace(added, scoring_seconds=seconds)
         return replace(
             before,
             rounds=(*before.rounds, added),
             typicality=before.typicality if rank is None else rank,
         )
+
+    def _twin(self, before: Run, chosen: Sequence[str]) -> Round | None:
+        """The round of another strategy that has come to the same choices with this seed; its weights are copied."""
+        number, wanted = len(before.rounds), [*(list(one.chosen) for one in before.rounds), list(chosen)]
+        for strategy in () if before.strategy == EVERYTHING else STRATEGIES:
+            other = self.kept(strategy, before.seed)
+            same = [list(one.chosen) for one in other.rounds[: number + 1]] == wanted
+            if same and self._weights(other, number).exists():
+                shutil.copyfile(self._weights(other, number), self._weights(before, number))
+                return other.rounds[number]
+        return None
+
+    def _learned(self, before: Run, model: MedSA, chosen: Sequence[str], count: int) -> Round:
+        """The round in which `model` learns from what is `chosen` now too, which makes `count` labels."""
+        labelled = [case for one in before.rounds for case in one.chosen]
+        number, started = len(before.rounds), cpu_seconds()
+        self._train(model, labelled, chosen, before, number)
+        trained = round(cpu_seconds() - started, 1)
+        predictor = self._predictor(model, before, number + 1)
+        is_tested = before.strategy == EVERYTHING or count in self.study.tested_counts
+        dice = [self._dice(predictor, case) for case in (self.study.tested if is_tested else ())]
+        self._save(model, before)
+        return Round(count, chosen, dice, 0.0, trained)
 
     def _choose(self, before: Run, model: MedSA, number: int) -> tuple[list[str], float, float | None]:
         """The next cases, the CPU seconds of scoring, and at the first round how typical the first one is."""
@@ -191,7 +207,7 @@ class Simulation:
         base = fresh_base(self.settings)
         model = base.at_size(SMALLEST_GRID * base.spec.patch_size)
         if before.rounds:
-            model.load_adapter_state(load_file(self._weights(before)))
+            model.load_adapter_state(load_file(self._weights(before, len(before.rounds) - 1)))
         return model
 
     def _predictor(self, model: MedSA, run: Run, number: int) -> Predictor:
@@ -207,12 +223,14 @@ class Simulation:
             (self._cases[name],) = self.study.study.load([name])
         return self._cases[name]
 
-    def _weights(self, run: Run) -> Path:
-        return self.file(run.strategy, run.seed).with_suffix(".safetensors")
+    def _weights(self, run: Run, number: int) -> Path:
+        """What the round `number` of a run ended with."""
+        return self.out / "weights" / f"{self.file(run.strategy, run.seed).stem}-{number}.safetensors"
 
     def _save(self, model: MedSA, run: Run) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        save_file(model.adapter_state(), self._weights(run))
+        target = self._weights(run, len(run.rounds))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.adapter_state(), target)
 
 
 def _typicality_rank(pool: Pool, case: str) -> float:

@@ -24,9 +24,9 @@ from lib.volume import Volume, save_mask  # noqa: E402
 
 def run_of(strategy: str, seed: int, *dice: float, labels: tuple[int, ...] = (2, 6, 10)) -> Run:
     rounds = tuple(
-        Round(count, ["case"], [value, value], 7, 6.0) for count, value in zip(labels, dice, strict=True)
+        Round(count, ["case"], [value, value], 6.0, 60.0) for count, value in zip(labels, dice, strict=True)
     )
-    return Run(strategy, seed, 0.5, rounds, 0.1 * seed if strategy == "medsa" else None)
+    return Run(strategy, seed, 40, rounds, 0.1 * seed if strategy == "medsa" else None)
 
 
 def by_name(figures: Any) -> dict[str, Any]:

@@ -1,14 +1,12 @@
-"""Distances between embeddings (n, d) of images: how typical one is of all, and how unlike some it is."""
+"""Distances between embeddings (n, d) of images: how typical one is of all, how unlike some, what it stands for."""
 
-import warnings
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
 
 NEIGHBOURS = 20  # after TypiClust (Hacohen et al., arXiv 2202.02794)
 MOST_REFERENCES = 1000  # images that stand for all, where there are more
-KMEANS_STEPS = 20
 
 Rows = NDArray[np.float32]
 Distances = NDArray[np.float32]
@@ -29,20 +27,6 @@ def typicality(rows: Rows, rng: np.random.Generator) -> Distances:
     return 1.0 / np.maximum(nearest.mean(axis=1), 1e-6)
 
 
-def clusters(rows: Rows, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """(n,): which of at most `count` clusters each image is in, by k-means; of many a thousand make the clusters."""
-    if len(rows) == 0:
-        return np.zeros(0, np.intp)
-    drawn = rows[_references(len(rows), rng)]
-    count = min(count, len(np.unique(drawn, axis=0)))  # images may be the same
-    if count < 2:
-        return np.zeros(len(rows), np.intp)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a cluster that runs empty stays so, which is no harm
-        centres, _ = kmeans2(drawn, count, iter=KMEANS_STEPS, minit="++", seed=rng)
-    return distances(rows, centres.astype(np.float32)).argmin(axis=1)
-
-
 def distance_to_nearest(rows: Rows, among: Rows) -> Distances:
     """(n,): to the nearest of `among` (m, d); infinite where there is none."""
     nearest = np.full(len(rows), np.inf, np.float32)
@@ -52,10 +36,75 @@ def distance_to_nearest(rows: Rows, among: Rows) -> Distances:
     return nearest
 
 
+class Coverage:
+    """How well what is labelled stands for all images, and by how much each candidate would add to that.
+
+    An image stands for another one as a Gaussian of their distance says, 1 for itself, as wide as images usually are
+    from their nearest 20; all are stood for as well as by their best. What a candidate adds, the gain of the facility
+    location function, is large where many images lie that nothing labelled is like: neither for an outlier, which
+    stands for itself alone, nor for the twin of a labelled one. Chosen greedily it comes close to the best that any
+    choice could reach (Nemhauser, Wolsey and Fisher 1978); gains only fall, so that most need not be computed anew.
+    """
+
+    def __init__(
+        self, rows: Rows, candidates: NDArray[np.intp], labelled: Rows, rng: np.random.Generator
+    ) -> None:
+        """`candidates` are places in `rows` (n, d); `labelled` (m, d)."""
+        all_of_them = rows[_references(len(rows), rng)]
+        width = usual_distance(all_of_them)
+        self._similar = _similarity(rows[candidates], all_of_them, width)
+        self._reached = np.zeros(len(all_of_them), np.float32)
+        for start in range(0, len(labelled), MOST_REFERENCES):
+            similar = _similarity(labelled[start : start + MOST_REFERENCES], all_of_them, width)
+            self._reached = np.maximum(self._reached, similar.max(axis=0))
+        self._gains = np.array([self._gain(place) for place in range(len(candidates))], np.float64)
+        self._computed = np.zeros(len(candidates), np.intp)  # after how many choices
+        self.chosen = np.zeros(len(candidates), bool)
+
+    @property
+    def gains(self) -> NDArray[np.float64]:
+        """(c,): the share of all images that each candidate adds; an upper bound of it for some."""
+        return self._gains
+
+    def choose(self, value: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> int:
+        """The candidate of the highest value that is not chosen yet, which is chosen now.
+
+        `value` gives one for each candidate from its gain, and a smaller gain is never worth more. Raises ValueError
+        where all are chosen.
+        """
+        if self.chosen.all():
+            raise ValueError("all candidates are chosen")
+        rounds = int(self.chosen.sum())
+        while True:
+            place = int(np.where(self.chosen, -np.inf, value(self._gains)).argmax())
+            if self._computed[place] == rounds:
+                break
+            self._gains[place], self._computed[place] = self._gain(place), rounds
+        self.chosen[place] = True
+        self._reached = np.maximum(self._reached, self._similar[place])
+        return place
+
+    def _gain(self, place: int) -> float:
+        return float(np.maximum(self._similar[place] - self._reached, 0.0).mean())
+
+
+def usual_distance(rows: Rows) -> float:
+    """The median of the mean distances to the nearest 20; 1 where there is no distance."""
+    if len(rows) < 2:
+        return 1.0
+    return float(np.median(1.0 / typicality(rows, np.random.default_rng(0)))) or 1.0
+
+
 def distances(rows: Rows, others: Rows) -> Distances:
     """(n, m), Euclidean; by a product of matrices, which is many times as fast as one pair after the other."""
     squares = (rows * rows).sum(axis=1)[:, None] + (others * others).sum(axis=1) - 2.0 * (rows @ others.T)
     return np.sqrt(np.maximum(squares, 0.0))
+
+
+def _similarity(rows: Rows, others: Rows, width: float) -> Rows:
+    """(n, m), 0 to 1."""
+    found: Rows = np.exp(-0.5 * (distances(rows, others) / width) ** 2)
+    return found
 
 
 def _references(count: int, rng: np.random.Generator) -> NDArray[np.intp]:

@@ -4,26 +4,24 @@ The first `HEAD` of a ranking follow the strategy, one after the other; what com
 away empty, in the order of one simple measure.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.activelearning.geometry import Rows, clusters, distance_to_nearest, typicality
+from lib.activelearning.geometry import Coverage, Rows, distance_to_nearest, typicality
 from lib.activelearning.pool import Pool
 
 HEAD = 64
 # Below so many labelled cases uncertainty is mostly noise: what is typical and different is learned from first.
 COLD_LABELS = 4
-LEAST_CLUSTER = 5  # images; a smaller one is an oddity
-COLD_BATCH = 8  # clusters beside those that have a labelled case
 # ClaSP PE: noise on the logarithm of the uncertainty, which falls with the number of labels.
 NOISE, NOISE_LABELS = 0.5, 10.0
 STRATIFIED = 0.5  # of the places go to one label after the other, the rest to the sum of all
-DIVERSITY = 1.0  # the weight of being unlike what is labelled
-NEAREST, FARTHEST = 0.05, 2.0  # the distances that count, in medians
+COVERED = 1.0  # the weight of standing for much that no labelled one stands for
+LEAST, MOST = 0.05, 4.0  # the gains that count, in medians
 
 Places = NDArray[np.intp]
 Numbers = NDArray[np.floating]
@@ -47,10 +45,11 @@ Strategy = Callable[[Pool, np.random.Generator], list[Ranked]]
 
 
 def medsa(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
-    """Typical and different cases as long as there is little to go by, then uncertain and different ones.
+    """Cases that stand for many as long as there is little to go by, then uncertain ones that do.
 
-    Cold start after TypiClust (Hacohen et al., arXiv 2202.02794); then a power-scheduled, class-balanced uncertainty
-    after ClaSP PE, with the distance to what is labelled, or was chosen before in this ranking, as a factor.
+    Cold start by typicality and diversity, as TypiClust (Hacohen et al., arXiv 2202.02794) has it, in one measure: what
+    a case adds to the coverage of all images. Then a power-scheduled, class-balanced uncertainty after ClaSP PE, with
+    that same gain as a factor; it counts what was chosen before in this ranking as labelled.
     """
     scored = pool.trained & pool.described & ~np.isnan(pool.uncertainty).any(axis=1)
     if pool.labelled.sum() < COLD_LABELS or not scored[pool.unlabelled].any():
@@ -152,8 +151,8 @@ class _Spread:
 
     @property
     def relative(self) -> Numbers:
-        """In medians of the beginning, and within bounds."""
-        return np.clip(self.distance / self.usual, NEAREST, FARTHEST)
+        """In medians of the beginning."""
+        return self.distance / self.usual
 
     def choose(self, place: int) -> None:
         self.chosen[place] = True
@@ -164,48 +163,32 @@ class _Spread:
 
 
 def _cold(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
-    """The most typical image of the largest cluster without a labelled one, then of the next, and so on."""
-    described = np.flatnonzero(pool.described)
-    rest = [
-        Ranked(pool.cases[place], "unscored") for place in pool.unlabelled[~pool.described[pool.unlabelled]]
-    ]
-    if len(described) == 0:
+    """One after the other the image that stands for most of those that no labelled one stands for."""
+    candidates, rest = _known(pool, pool.described)
+    if len(candidates) == 0:
         return rest
-    rows, labelled = pool.embedding[described], pool.labelled[described]
-    typical = typicality(rows, rng)
-    member = clusters(rows, max(1, min(int(labelled.sum()) + COLD_BATCH, len(rows) // LEAST_CLUSTER)), rng)
-    free = np.flatnonzero(~labelled)
-    order = free[np.argsort(-typical[free], kind="stable")]
-    known = np.bincount(member[labelled], minlength=member.max() + 1)
-    taken = known.copy()
-    sizes = np.bincount(member, minlength=member.max() + 1)
+    typical = _percentiles(typicality(pool.embedding[pool.described], rng))
+    percentile = dict(zip(np.flatnonzero(pool.described).tolist(), typical.tolist(), strict=True))
+    coverage = _coverage(pool, candidates, rng)
     ranked: list[Ranked] = []
-    percentile = _percentiles(typical)
-    waiting = {one: deque(order[member[order] == one].tolist()) for one in range(len(sizes))}
-    head: list[int] = []
-    while len(head) < min(HEAD, len(order)):
-        cluster = min(
-            (one for one, places in waiting.items() if places),
-            key=lambda one: (sizes[one] < LEAST_CLUSTER, taken[one], -sizes[one]),
-        )
-        head.append(waiting[cluster].popleft())
-        taken[cluster] += 1
-    for place in head:
-        one = member[place]
-        parts = _part(typicality=percentile[place], cluster=sizes[one] / len(rows), labelled=known[one])
-        ranked.append(Ranked(pool.cases[described[place]], "cold", None, parts))
-    return ranked + _later(pool, described[order[~np.isin(order, head)]]) + rest
+    for _ in range(min(HEAD, len(candidates))):
+        place = coverage.choose(lambda gains: gains)
+        parts = _part(coverage=coverage.gains[place], typicality=percentile[int(candidates[place])])
+        ranked.append(Ranked(pool.cases[candidates[place]], "cold", None, parts))
+    left = np.flatnonzero(~coverage.chosen)
+    return ranked + _later(pool, candidates[left[np.argsort(-coverage.gains[left], kind="stable")]]) + rest
 
 
 def _uncertain(pool: Pool, scored: NDArray[np.bool_], rng: np.random.Generator) -> list[Ranked]:
-    candidates = pool.unlabelled[scored[pool.unlabelled]]
-    rest = [Ranked(pool.cases[place], "unscored") for place in pool.unlabelled[~scored[pool.unlabelled]]]
+    candidates, rest = _known(pool, scored)
     uncertainty = np.where(pool.expected, pool.uncertainty, 0.0)[candidates]
     noise = NOISE * NOISE_LABELS / (NOISE_LABELS + float(pool.labelled.sum()))
     # Both in logarithms, so that they multiply; the noise makes it a draw, as a power of the uncertainty would.
     drawn = np.log(uncertainty + 1e-3) + noise * rng.gumbel(size=uncertainty.shape)
     overall = np.log(uncertainty.mean(axis=1) + 1e-3) + noise * rng.gumbel(size=len(candidates))
-    spread = _Spread.over(pool, candidates)
+    coverage = _coverage(pool, candidates, rng)
+    usual = max(float(np.median(coverage.gains)), 1e-6)
+    distance = _relative_distance(pool, candidates)
     turns = _label_turns(uncertainty)
     ranked: list[Ranked] = []
     # Where the turns have come to: a lone annotator is given the first place of one ranking after the other.
@@ -215,12 +198,37 @@ def _uncertain(pool: Pool, scored: NDArray[np.bool_], rng: np.random.Generator) 
             turns[int(turn * STRATIFIED) % len(turns)] if _is_stratified(turn) and len(turns) > 1 else None
         )
         value = overall if label is None else drawn[:, label]
-        place = spread.free_argmax(value + DIVERSITY * np.log(spread.relative))
-        ranked.append(_told(pool, candidates[place], label, spread.relative[place]))
-        spread.choose(place)
-    left = np.flatnonzero(~spread.chosen)
+        place = coverage.choose(partial(_worth, value, usual))
+        ranked.append(_told(pool, candidates[place], label, coverage.gains[place], distance[place]))
+    left = np.flatnonzero(~coverage.chosen)
     ordered = left[np.argsort(-overall[left], kind="stable")]
     return ranked + _later(pool, candidates[ordered]) + rest
+
+
+def _worth(uncertainty: Numbers, usual: float, gains: Numbers) -> Numbers:
+    """Of each candidate, from the logarithm of its uncertainty and its gain."""
+    worth: Numbers = uncertainty + COVERED * np.log(np.clip(gains / usual, LEAST, MOST))
+    return worth
+
+
+def _known(pool: Pool, known: NDArray[np.bool_]) -> tuple[Places, list[Ranked]]:
+    """The unlabelled cases of which enough is known, and the others as the end of a ranking."""
+    free = pool.unlabelled
+    return free[known[free]], [Ranked(pool.cases[place], "unscored") for place in free[~known[free]]]
+
+
+def _coverage(pool: Pool, candidates: Places, rng: np.random.Generator) -> Coverage:
+    described = np.flatnonzero(pool.described)
+    rows, labelled = pool.embedding[described], pool.embedding[pool.labelled & pool.described]
+    return Coverage(rows, np.searchsorted(described, candidates), labelled, rng)
+
+
+def _relative_distance(pool: Pool, candidates: Places) -> Numbers:
+    """To the nearest labelled image, in medians of that; 1 where none is known."""
+    found = distance_to_nearest(pool.embedding[candidates], pool.embedding[pool.labelled & pool.described])
+    if not np.isfinite(found).all():
+        return np.ones(len(found))
+    return found / max(float(np.median(found)), 1e-6)
 
 
 def _is_stratified(turn: int) -> bool:
@@ -237,7 +245,7 @@ def _later(pool: Pool, places: Places) -> list[Ranked]:
     return [Ranked(pool.cases[place], "later") for place in places.tolist()]
 
 
-def _told(pool: Pool, place: int, label: int | None, distance: float) -> Ranked:
+def _told(pool: Pool, place: int, label: int | None, coverage: float, distance: float) -> Ranked:
     if label is None:
         label = int(np.where(pool.expected[place], pool.uncertainty[place], 0.0).argmax())
     parts = _part(
@@ -245,6 +253,7 @@ def _told(pool: Pool, place: int, label: int | None, distance: float) -> Ranked:
         entropy=pool.entropy[place, label],
         border=pool.border[place, label],
         disagreement=pool.disagreement[place, label],
+        coverage=coverage,
         distance=distance,
     )
     return Ranked(pool.cases[place], "uncertain", pool.labels[label], parts)

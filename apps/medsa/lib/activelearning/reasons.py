@@ -18,16 +18,8 @@ def reason_of(ranked: Ranked, pool: Pool) -> str:
     """One sentence without its full stop."""
     match ranked.why:
         case "cold":
-            share, labelled = ranked.parts["cluster"], ranked.parts["labelled"]
-            which = (
-                f"of which {labelled:.0f} is labelled"
-                if labelled == 1
-                else f"of which {labelled:.0f} are labelled"
-            )
-            if labelled == 0:
-                which = "that no labelled one stands for"
             return (
-                f"typical of images {which} ({share:.0%} of all); "
+                f"typical of images that no labelled one stands for ({ranked.parts['coverage']:.0%} of all); "
                 "too little is labelled to go by what the model is unsure of"
             )
         case "uncertain":
