@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import active_learning  # noqa: E402 (a folder, not a package)
+import active_learning_rounds  # noqa: E402
 from active_learning_data import PoolStudy, cardiac_pool, hippocampus_pool  # noqa: E402
 from active_learning_figures import area, interval, labels_to, penalty_matrix, study_figures  # noqa: E402
 from active_learning_rounds import EVERYTHING, Round, Run, Simulation  # noqa: E402
@@ -19,6 +20,7 @@ from training_curves import write_whole  # noqa: E402
 from training_data import Study  # noqa: E402
 
 from lib.activelearning.ranking import STRATEGIES  # noqa: E402
+from lib.training.loop import TrainResult, train  # noqa: E402
 from lib.volume import Volume, save_mask  # noqa: E402
 
 
@@ -26,7 +28,10 @@ def run_of(strategy: str, seed: int, *dice: float, labels: tuple[int, ...] = (2,
     rounds = tuple(
         Round(count, ["case"], [value, value], 6.0, 60.0) for count, value in zip(labels, dice, strict=True)
     )
-    return Run(strategy, seed, 40, rounds, 0.1 * seed if strategy == "medsa" else None)
+    return Run(strategy, seed, STEPS, rounds, 0.1 * seed if strategy == "medsa" else None)
+
+
+STEPS = 2
 
 
 def by_name(figures: Any) -> dict[str, Any]:
@@ -105,8 +110,8 @@ def test_the_penalty_matrix(runs: dict[str, list[Run]]) -> None:
 
 
 def test_only_whole_runs_of_seeds_that_all_have_count(tmp_path: Path) -> None:
-    study = PoolStudy(_study(tmp_path), ("a",), ("b",), (2, 6, 10))
-    simulation = Simulation(study, 0.5, tmp_path)
+    study = PoolStudy(_study(tmp_path), ("a",), ("b",), (2, 6, 10), (2, 6, 10))
+    simulation = Simulation(study, STEPS, tmp_path)
     for strategy, seed, rounds in (("medsa", 0, 3), ("medsa", 1, 3), ("random", 0, 3), ("random", 1, 2)):
         run = run_of(strategy, seed, 0.1, 0.2, 0.3)
         write_whole(simulation.file(strategy, seed), asdict(replace(run, rounds=run.rounds[:rounds])))
@@ -117,14 +122,13 @@ def test_only_whole_runs_of_seeds_that_all_have_count(tmp_path: Path) -> None:
 
 def test_a_simulation_labels_what_the_strategy_chose(tmp_path: Path) -> None:
     study = _made_study(tmp_path)
-    run = Simulation(study, 0.01, tmp_path / "out").run("medsa", 0)
+    run = Simulation(study, STEPS, tmp_path / "out").run("medsa", 0)
     assert [one.labels for one in run.rounds] == [2, 4]
     chosen = [case for one in run.rounds for case in one.chosen]
     assert len(set(chosen)) == 4
     assert set(chosen) <= set(study.pool)
-    assert all(len(one.dice) == len(study.tested) and one.steps > 0 for one in run.rounds)
+    assert all(len(one.dice) == len(study.tested) for one in run.rounds)
     assert 0 <= (run.typicality or 0) <= 0.5
-    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_a_simulation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,19 +142,54 @@ def test_a_simulation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Simulation, "_with_another_round", stopped_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        Simulation(study, 0.01, tmp_path / "out").run("entropy", 0)
-    kept = Simulation(study, 0.01, tmp_path / "out").kept("entropy", 0)
+        Simulation(study, STEPS, tmp_path / "out").run("entropy", 0)
+    kept = Simulation(study, STEPS, tmp_path / "out").kept("entropy", 0)
     assert len(kept.rounds) == 1
     monkeypatch.undo()
-    run = Simulation(study, 0.01, tmp_path / "out").run("entropy", 0)
+    run = Simulation(study, STEPS, tmp_path / "out").run("entropy", 0)
     assert run.rounds[0] == kept.rounds[0]
     assert len({case for one in run.rounds for case in one.chosen}) == 4
+
+
+def test_a_training_has_as_many_steps_as_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counted(*arguments: Any, **more: Any) -> TrainResult:
+        result = train(*arguments, **more)
+        made.append(result.steps)
+        return result
+
+    monkeypatch.setattr(active_learning_rounds, "train", counted)
+    simulation = Simulation(replace(_made_study(tmp_path), tested_counts=(4,)), 3, tmp_path / "out")
+    run = simulation.run("random", 0)
+    simulation.run(EVERYTHING, 0)
+    assert made == [3, 3, 6]
+    assert [len(one.dice) for one in run.rounds] == [0, 2], "tested with 4 only"
+
+
+def test_what_two_strategies_choose_alike_is_learned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = Simulation(_made_study(tmp_path), STEPS, tmp_path / "out")
+    one = simulation.run("random", 3)
+    monkeypatch.setitem(STRATEGIES, "first", STRATEGIES["random"])  # type: ignore[arg-type]
+    monkeypatch.setattr(active_learning_rounds, "train", None)
+    assert simulation.run("first", 3).rounds == one.rounds
+
+
+def test_a_run_of_other_steps_is_not_gone_on_with(tmp_path: Path) -> None:
+    study = _made_study(tmp_path)
+    Simulation(study, 2, tmp_path / "out").run("first", 0)
+    with pytest.raises(SystemExit, match="2 steps a round, not 3"):
+        Simulation(study, 3, tmp_path / "out").run("first", 0)
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, EVERYTHING])
 def test_every_strategy_can_be_simulated(strategy: str, tmp_path: Path) -> None:
     study = replace(_made_study(tmp_path), counts=(2,))
-    run = Simulation(study, 0.005, tmp_path / "out").run(strategy, 1)
+    run = Simulation(study, STEPS, tmp_path / "out").run(strategy, 1)
     assert [one.labels for one in run.rounds] == [6 if strategy == EVERYTHING else 2]
 
 
@@ -183,4 +222,4 @@ def _made_study(folder: Path) -> PoolStudy:
         for kind, values in (("images", image), ("labels", truth)):
             (folder / kind).mkdir(exist_ok=True)
             save_mask(values, volume, folder / kind / f"{name}.nii.gz")
-    return PoolStudy(_study(folder, *names), tuple(names[:6]), tuple(names[6:]), (2, 4))
+    return PoolStudy(_study(folder, *names), tuple(names[:6]), tuple(names[6:]), (2, 4), (2, 4))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-NEIGHBOURS = 20  # after TypiClust (Hacohen et al., arXiv 2202.02794)
+NEIGHBOURS, LEAST_NEIGHBOURS = 20, 3  # after TypiClust (Hacohen et al., arXiv 2202.02794)
 MOST_REFERENCES = 1000  # images that stand for all, where there are more
 
 Rows = NDArray[np.float32]
@@ -39,23 +39,28 @@ def distance_to_nearest(rows: Rows, among: Rows) -> Distances:
 class Coverage:
     """How well what is labelled stands for all images, and by how much each candidate would add to that.
 
-    An image stands for another one as a Gaussian of their distance says, 1 for itself, as wide as images usually are
-    from their nearest 20; all are stood for as well as by their best. What a candidate adds, the gain of the facility
-    location function, is large where many images lie that nothing labelled is like: neither for an outlier, which
-    stands for itself alone, nor for the twin of a labelled one. Chosen greedily it comes close to the best that any
-    choice could reach (Nemhauser, Wolsey and Fisher 1978); gains only fall, so that most need not be computed anew.
+    An image stands for another one as a Gaussian of their distance says, 0 to 1, as wide as images usually are from
+    their nearest tenth; each is stood for as well as by its best. What a candidate adds for the others, the gain of
+    the facility location function, is large where many images lie that nothing labelled is like: neither for an
+    outlier, which is like no other, nor for the twin of a labelled one. Chosen greedily it comes close to the best
+    that any choice could reach (Nemhauser, Wolsey and Fisher 1978); gains only fall, so that most need not be computed
+    anew. With more than a thousand images a thousand that are drawn stand for all.
     """
 
     def __init__(
-        self, rows: Rows, candidates: NDArray[np.intp], labelled: Rows, rng: np.random.Generator
+        self, rows: Rows, candidates: NDArray[np.intp], labelled: NDArray[np.intp], rng: np.random.Generator
     ) -> None:
-        """`candidates` are places in `rows` (n, d); `labelled` (m, d)."""
-        all_of_them = rows[_references(len(rows), rng)]
-        width = usual_distance(all_of_them)
-        self._similar = _similarity(rows[candidates], all_of_them, width)
-        self._reached = np.zeros(len(all_of_them), np.float32)
+        """`candidates` (c,) and `labelled` are places in `rows` (n, d)."""
+        self._references = _references(len(rows), rng)
+        self._candidates = candidates
+        others = rows[self._references]
+        width = usual_distance(others)
+        self._similar = _similarity(rows[candidates], others, width)
+        # Nobody stands for itself: an outlier would be worth as much as a group.
+        self._similar[candidates[:, None] == self._references] = 0.0
+        self._reached = np.zeros(len(others), np.float32)
         for start in range(0, len(labelled), MOST_REFERENCES):
-            similar = _similarity(labelled[start : start + MOST_REFERENCES], all_of_them, width)
+            similar = _similarity(rows[labelled[start : start + MOST_REFERENCES]], others, width)
             self._reached = np.maximum(self._reached, similar.max(axis=0))
         self._gains = np.array([self._gain(place) for place in range(len(candidates))], np.float64)
         self._computed = np.zeros(len(candidates), np.intp)  # after how many choices
@@ -82,6 +87,7 @@ class Coverage:
             self._gains[place], self._computed[place] = self._gain(place), rounds
         self.chosen[place] = True
         self._reached = np.maximum(self._reached, self._similar[place])
+        self._reached[self._references == self._candidates[place]] = 1.0
         return place
 
     def _gain(self, place: int) -> float:
@@ -89,10 +95,14 @@ class Coverage:
 
 
 def usual_distance(rows: Rows) -> float:
-    """The median of the mean distances to the nearest 20; 1 where there is no distance."""
+    """The median of the mean distances to the nearest tenth, 3 to 20 images; 1 where there is no distance."""
     if len(rows) < 2:
         return 1.0
-    return float(np.median(1.0 / typicality(rows, np.random.default_rng(0)))) or 1.0
+    found = distances(rows, rows)
+    np.fill_diagonal(found, np.inf)
+    near = min(max(LEAST_NEIGHBOURS, len(rows) // 10), NEIGHBOURS, len(rows) - 1)
+    nearest = np.partition(found, near - 1, axis=1)[:, :near]
+    return float(np.median(nearest.mean(axis=1))) or 1.0
 
 
 def distances(rows: Rows, others: Rows) -> Distances:

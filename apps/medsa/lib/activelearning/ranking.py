@@ -21,7 +21,7 @@ COLD_LABELS = 4
 NOISE, NOISE_LABELS = 0.5, 10.0
 STRATIFIED = 0.5  # of the places go to one label after the other, the rest to the sum of all
 COVERED = 1.0  # the weight of standing for much that no labelled one stands for
-LEAST, MOST = 0.05, 4.0  # the gains that count, in medians
+LEAST, MOST = 0.25, 4.0  # the gains that count, in medians
 
 Places = NDArray[np.intp]
 Numbers = NDArray[np.floating]
@@ -219,8 +219,8 @@ def _known(pool: Pool, known: NDArray[np.bool_]) -> tuple[Places, list[Ranked]]:
 
 def _coverage(pool: Pool, candidates: Places, rng: np.random.Generator) -> Coverage:
     described = np.flatnonzero(pool.described)
-    rows, labelled = pool.embedding[described], pool.embedding[pool.labelled & pool.described]
-    return Coverage(rows, np.searchsorted(described, candidates), labelled, rng)
+    places = np.searchsorted(described, candidates)
+    return Coverage(pool.embedding[described], places, np.flatnonzero(pool.labelled[described]), rng)
 
 
 def _relative_distance(pool: Pool, candidates: Places) -> Numbers:
