@@ -34,6 +34,14 @@ def run_of(strategy: str, seed: int, *dice: float, labels: tuple[int, ...] = (2,
 STEPS = 2
 
 
+def simulation_of(study: PoolStudy, folder: Path, steps: int = STEPS) -> Simulation:
+    """With the smallest steps that there are."""
+    found = Simulation(study, steps, folder / "out")
+    training = found.settings.training.model_copy(update={"batch_slices": 1, "prompts_per_slice": 1})
+    found.settings = found.settings.model_copy(update={"training": training})
+    return found
+
+
 def by_name(figures: Any) -> dict[str, Any]:
     return {figure.name: figure for figure in figures}
 
@@ -122,7 +130,7 @@ def test_only_whole_runs_of_seeds_that_all_have_count(tmp_path: Path) -> None:
 
 def test_a_simulation_labels_what_the_strategy_chose(tmp_path: Path) -> None:
     study = _made_study(tmp_path)
-    run = Simulation(study, STEPS, tmp_path / "out").run("medsa", 0)
+    run = simulation_of(study, tmp_path).run("medsa", 0)
     assert [one.labels for one in run.rounds] == [2, 4]
     chosen = [case for one in run.rounds for case in one.chosen]
     assert len(set(chosen)) == 4
@@ -142,11 +150,11 @@ def test_a_simulation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Simulation, "_with_another_round", stopped_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        Simulation(study, STEPS, tmp_path / "out").run("entropy", 0)
-    kept = Simulation(study, STEPS, tmp_path / "out").kept("entropy", 0)
+        simulation_of(study, tmp_path).run("entropy", 0)
+    kept = simulation_of(study, tmp_path).kept("entropy", 0)
     assert len(kept.rounds) == 1
     monkeypatch.undo()
-    run = Simulation(study, STEPS, tmp_path / "out").run("entropy", 0)
+    run = simulation_of(study, tmp_path).run("entropy", 0)
     assert run.rounds[0] == kept.rounds[0]
     assert len({case for one in run.rounds for case in one.chosen}) == 4
 
@@ -162,7 +170,7 @@ def test_a_training_has_as_many_steps_as_were_asked_for(
         return result
 
     monkeypatch.setattr(active_learning_rounds, "train", counted)
-    simulation = Simulation(replace(_made_study(tmp_path), tested_counts=(4,)), 3, tmp_path / "out")
+    simulation = simulation_of(replace(_made_study(tmp_path), tested_counts=(4,)), tmp_path, 3)
     run = simulation.run("random", 0)
     simulation.run(EVERYTHING, 0)
     assert made == [3, 3, 6]
@@ -172,7 +180,7 @@ def test_a_training_has_as_many_steps_as_were_asked_for(
 def test_what_two_strategies_choose_alike_is_learned_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    simulation = Simulation(_made_study(tmp_path), STEPS, tmp_path / "out")
+    simulation = simulation_of(_made_study(tmp_path), tmp_path)
     one = simulation.run("random", 3)
     monkeypatch.setitem(STRATEGIES, "first", STRATEGIES["random"])  # type: ignore[arg-type]
     monkeypatch.setattr(active_learning_rounds, "train", None)
@@ -181,15 +189,15 @@ def test_what_two_strategies_choose_alike_is_learned_once(
 
 def test_a_run_of_other_steps_is_not_gone_on_with(tmp_path: Path) -> None:
     study = _made_study(tmp_path)
-    Simulation(study, 2, tmp_path / "out").run("first", 0)
+    simulation_of(study, tmp_path, 2).run("first", 0)
     with pytest.raises(SystemExit, match="2 steps a round, not 3"):
-        Simulation(study, 3, tmp_path / "out").run("first", 0)
+        simulation_of(study, tmp_path, 3).run("first", 0)
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, EVERYTHING])
 def test_every_strategy_can_be_simulated(strategy: str, tmp_path: Path) -> None:
     study = replace(_made_study(tmp_path), counts=(2,))
-    run = Simulation(study, STEPS, tmp_path / "out").run(strategy, 1)
+    run = simulation_of(study, tmp_path).run(strategy, 1)
     assert [one.labels for one in run.rounds] == [6 if strategy == EVERYTHING else 2]
 
 
@@ -214,7 +222,7 @@ def _made_study(folder: Path) -> PoolStudy:
     rng = np.random.default_rng(0)
     names = [f"case{number}" for number in range(8)]
     for name in names:
-        place = np.indices((24, 24, 6)) - rng.uniform([9, 9, 2], [15, 15, 4])[:, None, None, None]
+        place = np.indices((24, 24, 3)) - rng.uniform([9, 9, 1], [15, 15, 2])[:, None, None, None]
         inside = (place / np.array([5, 5, 2.5])[:, None, None, None]) ** 2
         truth = (inside.sum(axis=0) < 1).astype(np.uint8)
         image = (100 * truth + rng.normal(60, 10, truth.shape)).clip(0, 255).astype(np.uint8)
