@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEIGHBOURS, LEAST_NEIGHBOURS = 20, 3  # after TypiClust (Hacohen et al., arXiv 2202.02794)
+AT_ONCE = 512  # gains that are computed anew: each alone would cost more in calls than in numbers
 MOST_REFERENCES = 1000  # images that stand for all, where there are more
 
 Rows = NDArray[np.float32]
@@ -62,9 +63,10 @@ class Coverage:
         for start in range(0, len(labelled), MOST_REFERENCES):
             similar = _similarity(rows[labelled[start : start + MOST_REFERENCES]], others, width)
             self._reached = np.maximum(self._reached, similar.max(axis=0))
-        self._gains = np.array([self._gain(place) for place in range(len(candidates))], np.float64)
-        self._computed = np.zeros(len(candidates), np.intp)  # after how many choices
         self.chosen = np.zeros(len(candidates), bool)
+        self._gains = np.zeros(len(candidates))
+        self._computed = np.zeros(len(candidates), np.intp)  # after how many choices
+        self._compute(np.arange(len(candidates)), 0)
 
     @property
     def gains(self) -> NDArray[np.float64]:
@@ -81,17 +83,22 @@ class Coverage:
             raise ValueError("all candidates are chosen")
         rounds = int(self.chosen.sum())
         while True:
-            place = int(np.where(self.chosen, -np.inf, value(self._gains)).argmax())
+            worth = np.where(self.chosen, -np.inf, value(self._gains))
+            place = int(worth.argmax())
             if self._computed[place] == rounds:
                 break
-            self._gains[place], self._computed[place] = self._gain(place), rounds
+            stale = np.flatnonzero(~self.chosen & (self._computed < rounds))
+            best = np.argsort(-worth[stale], kind="stable")[:AT_ONCE]
+            self._compute(stale[best], rounds)
         self.chosen[place] = True
         self._reached = np.maximum(self._reached, self._similar[place])
         self._reached[self._references == self._candidates[place]] = 1.0
         return place
 
-    def _gain(self, place: int) -> float:
-        return float(np.maximum(self._similar[place] - self._reached, 0.0).mean())
+    def _compute(self, places: NDArray[np.intp], rounds: int) -> None:
+        added = np.maximum(self._similar[places] - self._reached, 0.0).sum(axis=1)
+        self._gains[places] = added / max(1, len(self._reached))
+        self._computed[places] = rounds
 
 
 def usual_distance(rows: Rows) -> float:
