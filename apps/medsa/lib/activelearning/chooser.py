@@ -123,10 +123,12 @@ class Chooser:
             # Cancelled for a newer one, which is done only where there is one from before.
             return self._rankings[strategy].ranking.less_labelled(free)
 
-    def prepare(self, strategy: str, cases: Collection[str], unlabelled: Collection[str]) -> None:
+    def prepare(
+        self, strategy: str, cases: Collection[str], unlabelled: Collection[str]
+    ) -> "Future[Ranking]":
         """Begins to compute what `ranking` would give."""
         with self._lock:
-            self._begin(strategy, frozenset(cases), frozenset(unlabelled))
+            return self._begin(strategy, frozenset(cases), frozenset(unlabelled))
 
     def _begin(self, strategy: str, cases: frozenset[str], free: frozenset[str]) -> "Future[Ranking]":
         """The ranking of that which is being computed already, else a new one. The caller holds the lock."""

@@ -60,7 +60,8 @@ class Surveyor:
         """All about one volume; the same every time. `embedding` is what an earlier survey of it found."""
         started, predictor = time.perf_counter(), self.served.predictor
         if self._thinned is None or self._plain is None:
-            self._thinned, self._plain = thinned(predictor.model), plain_network(predictor.model)
+            self._thinned = thinned(predictor.model) if self._is_varied else ()
+            self._plain = plain_network(predictor.model)
         axis = slice_axis(volume.spacing_mm, predictor.slice_axis, volume.shape_ijk)
         stride = -(-volume.shape_ijk[axis] // MAX_SLICES)
         with predictor.study(volume, stride, Asker("scoring", background=True), self._pause) as study:

@@ -1,5 +1,6 @@
 """What runs in the server and not in its child processes: the model, our routes, housekeeping and warming."""
 
+from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from lib.trainers.children import announce_base, announce_server
 from lib.training.nightly import NightFile
 
 NIGHT = "nightly.json"
+# The longest that the first ranking holds up the start; one that fails is told to who asks for a case.
+RANKING_SECONDS = 5.0
 
 
 def begin_serving(app: Any, parts: Parts) -> None:
@@ -25,7 +28,7 @@ def begin_serving(app: Any, parts: Parts) -> None:
 
     store = app.datastore()
     # Beside the loading of the model, so that the first annotator does not wait for it.
-    parts.chooser.prepare(DEFAULT, store.list_images(), store.get_unlabeled_images())
+    first_ranking = parts.chooser.prepare(DEFAULT, store.list_images(), store.get_unlabeled_images())
     announce_server()
     announce_base(parts.serving.current().base)
     for name in (ATTEMPTS, NIGHT):
@@ -48,6 +51,7 @@ def begin_serving(app: Any, parts: Parts) -> None:
     housekeeping.start()
     if parts.settings.serving.warm and not parts.serving.cache.is_off:
         parts.warmer.start(partial(upcoming_images, parts, store))
+    wait([first_ranking], RANKING_SECONDS)
 
 
 def upcoming_images(parts: Parts, store: Any) -> list[Path]:
