@@ -149,17 +149,15 @@ def test_training_waits_while_somebody_clicks(
         words = server.get("/info/").json()["train_stats"]["medsa"]["status"].replace(",", "").split()
         return int(words[words.index("step") + 1])
 
-    def in_ten_seconds(click: bool) -> int:
-        before, began = steps(), time.monotonic()
-        while time.monotonic() - began < 10:
-            if click:
-                server.version_of_answer("case3")
-            time.sleep(0.2)
-        return steps() - before
-
-    alone = in_ten_seconds(click=False)
-    beside = in_ten_seconds(click=True)
-    assert alone >= 4
-    assert beside <= max(2, alone // 3)
+    # As long as six steps take on this machine, whatever it is. Clicks without a pause let one through in 20 seconds.
+    before, began = steps(), time.monotonic()
+    wait_until(lambda: steps() >= before + 6, "six more steps")
+    alone = time.monotonic() - began
+    before, began = steps(), time.monotonic()
+    while time.monotonic() - began < alone:
+        server.version_of_answer("case3")
+        time.sleep(0.2)
+    # One was being made when the first click came.
+    assert steps() - before <= 2 + alone // 20
     with server.client() as client:
         client.delete("/train/")

@@ -89,8 +89,15 @@ def test_it_ends_with_the_time_budget(tiny_model, prepared):
 
 
 def test_it_stops_when_asked(tiny_model, prepared):
-    asked = iter([False, False, True])
-    result = train(tiny_model, prepared, options(10), clock=ticking(), should_stop=lambda: next(asked))
+    done = []
+    result = train(
+        tiny_model,
+        prepared,
+        options(10),
+        clock=ticking(),
+        on_progress=done.append,
+        should_stop=lambda: len(done) == 2,
+    )
     assert (result.steps, result.stopped) == (2, True)
 
 
@@ -342,14 +349,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tiny_model, prepared
     train(tiny_model, prepared, options(6), clock=ticking())
     whole = tiny_model.adapter_state()
     tiny_model.load_adapter_state(start)
-    asked = iter([False, False, False, True])
-    file = tmp_path / "checkpoint.pt"
+    file, steps = tmp_path / "checkpoint.pt", []
     first = train(
         tiny_model,
         prepared,
         options(6),
         clock=ticking(),
-        should_stop=lambda: next(asked),
+        on_progress=steps.append,
+        should_stop=lambda: len(steps) == 3,
         checkpoint=checkpoint_at(file),
     )
     tiny_model.load_adapter_state(start)
@@ -359,19 +366,75 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tiny_model, prepared
         torch.testing.assert_close(value, whole[key], atol=1e-5, rtol=1e-5)
 
 
+class StopAt:
+    """Asked for a stop from the look number `look` on, which is in the middle of a step."""
+
+    def __init__(self, look):
+        self.look, self.looks = look, 0
+
+    def __call__(self):
+        self.looks += 1
+        return self.looks > self.look
+
+
+def looks_of(steps, model, cases):
+    """How often a run of so many steps looks whether it should stop."""
+    never = StopAt(1 << 30)
+    train(model, cases, options(steps), clock=ticking(), should_stop=never)
+    return never.looks
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+def test_a_stop_in_the_middle_of_a_step_leaves_it_and_it_is_made_again(
+    tiny_model, prepared, tmp_path, monkeypatch, checkpointing, part
+):
+    monkeypatch.setattr(learner, "needs_checkpointing", lambda needed, available: checkpointing)
+    start = tiny_model.adapter_state()
+    train(tiny_model, prepared, options(4), clock=ticking())
+    whole = tiny_model.adapter_state()
+    tiny_model.load_adapter_state(start)
+    one, two = (looks_of(steps, tiny_model, prepared) for steps in (1, 2))
+    assert two - one > 2 * tiny_model.spec.encoder_depth, "forwards and backwards, and between steps"
+
+    tiny_model.load_adapter_state(start)
+    file = tmp_path / "checkpoint.pt"
+    # Beside the first look of the second step, which is between two.
+    middle = StopAt(one + 1 + round(part * (two - one - 2)))
+    first = train(
+        tiny_model,
+        prepared,
+        options(4),
+        clock=ticking(),
+        should_stop=middle,
+        checkpoint=checkpoint_at(file),
+    )
+    assert (first.stopped, first.steps, middle.looks) == (True, 1, middle.look + 1)
+    tiny_model.load_adapter_state(start)
+    second = train(tiny_model, prepared, options(4), clock=ticking(), checkpoint=checkpoint_at(file))
+    assert (second.resumed, second.steps) == (1, 4)
+    for key, value in tiny_model.adapter_state().items():
+        torch.testing.assert_close(value, whole[key], atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_looks_for_a_stop_in_the_model_when_training_is_over(tiny_model, prepared):
+    train(tiny_model, prepared, options(2), clock=ticking(), should_stop=StopAt(20))
+    assert not any(module._forward_hooks for module in tiny_model.modules())
+
+
 @pytest.mark.parametrize(("planned", "asked", "steps"), [(2, 9, 9), (6, 6, 6), (6, 2, 4)])
 def test_a_run_that_goes_on_has_the_time_that_is_asked_for_now(
     tiny_model, prepared, tmp_path, planned, asked, steps
 ):
     """Longer where more is asked for than was planned; else as planned, and in no more time than there is."""
-    file = tmp_path / "checkpoint.pt"
-    stop = iter([False, False, True])
+    file, done = tmp_path / "checkpoint.pt", []
     train(
         tiny_model,
         prepared,
         options(planned),
         clock=ticking(),
-        should_stop=lambda: next(stop),
+        on_progress=done.append,
+        should_stop=lambda: len(done) == 2,
         checkpoint=checkpoint_at(file),
     )
     again = train(tiny_model, prepared, options(asked), clock=ticking(), checkpoint=checkpoint_at(file))

@@ -314,11 +314,27 @@ def test_minutes_that_are_asked_for_count(go, files, scripted):
     assert go(files, settings(steps=2), request=RunRequest(minutes=5 / 60)).steps == 5
 
 
-def test_a_stopped_run_goes_on_the_next_time(go, files, scripted, tmp_path):
-    asked = itertools.chain([False] * 5, itertools.repeat(True))
+@pytest.fixture
+def stop_after(monkeypatch):
+    """`stop_after(2)` is a wish to stop that comes when two steps more are done."""
+
+    def ask(count):
+        done, step = [], Learner.step
+
+        def counted(self, *arguments):
+            done.append(step(self, *arguments))
+            return done[-1]
+
+        monkeypatch.setattr(Learner, "step", counted)
+        return lambda: len(done) >= count
+
+    return ask
+
+
+def test_a_stopped_run_goes_on_the_next_time(go, files, scripted, tmp_path, stop_after):
     scripted(0.5)
-    stopped = go(files, settings(steps=6), should_stop=lambda: next(asked))
-    assert (stopped.decision, stopped.steps > 0) == ("stopped", True)
+    stopped = go(files, settings(steps=6), should_stop=stop_after(2))
+    assert (stopped.decision, stopped.steps) == ("stopped", 2)
     checkpoint = tmp_path / "state" / "checkpoints" / "incremental.pt"
     assert checkpoint.exists()
     scripted(0.5, 0.6)
@@ -328,14 +344,13 @@ def test_a_stopped_run_goes_on_the_next_time(go, files, scripted, tmp_path):
     assert not checkpoint.exists()
 
 
-def test_a_kind_of_its_own_has_a_checkpoint_of_its_own(go, files, scripted, tmp_path):
-    asked = itertools.chain([False] * 5, itertools.repeat(True))
+def test_a_kind_of_its_own_has_a_checkpoint_of_its_own(go, files, scripted, tmp_path, stop_after):
     scripted(0.5)
     night = RunRequest("full", "nightly", "base")
-    go(files, settings(steps=6), request=night, should_stop=lambda: next(asked))
+    go(files, settings(steps=6), request=night, should_stop=stop_after(2))
     scripted(0.5)
     person = replace(night, start="champion")
-    go(files, settings(steps=6), request=person, should_stop=itertools.chain([False] * 5, [True]).__next__)
+    go(files, settings(steps=6), request=person, should_stop=stop_after(2))
     checkpoints = tmp_path / "state" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["full-champion.pt", "full.pt"]
     scripted(0.5, 0.6)
@@ -343,12 +358,13 @@ def test_a_kind_of_its_own_has_a_checkpoint_of_its_own(go, files, scripted, tmp_
     assert (checkpoints / "full.pt").exists()
 
 
-def test_a_night_from_the_base_goes_on_whatever_was_published_in_between(go, files, scripted, releases):
-    asked = itertools.chain([False] * 5, itertools.repeat(True))
+def test_a_night_from_the_base_goes_on_whatever_was_published_in_between(
+    go, files, scripted, releases, stop_after
+):
     scripted(0.5)
     night = RunRequest("full", "nightly", "base")
-    stopped = go(files, settings(steps=6), request=night, should_stop=lambda: next(asked))
-    assert (stopped.decision, stopped.steps > 0) == ("stopped", True)
+    stopped = go(files, settings(steps=6), request=night, should_stop=stop_after(2))
+    assert (stopped.decision, stopped.steps) == ("stopped", 2)
     scripted(0.5, 0.6)
     assert go(files, settings(steps=2)).decision == "published"
     scripted(0.7)
@@ -394,11 +410,10 @@ def test_nobody_is_judged_by_a_model_that_was_trained_on_him(go, cases, unseen, 
 
 
 def test_a_label_that_came_since_is_not_passed_over_by_an_old_checkpoint(
-    go, files, cases, write_case, scripted
+    go, files, cases, write_case, scripted, stop_after
 ):
-    asked = itertools.chain([False] * 5, itertools.repeat(True))
     scripted(0.5)
-    stopped = go(files, settings(steps=6), should_stop=lambda: next(asked))
+    stopped = go(files, settings(steps=6), should_stop=stop_after(2))
     assert stopped.decision == "stopped"
     changed = [*files[:-1], write_case(cases[-1], np.roll(cases[-1].label, 1, axis=0))]
     scripted(0.5, 0.6)
@@ -406,10 +421,9 @@ def test_a_label_that_came_since_is_not_passed_over_by_an_old_checkpoint(
     assert (record.resumed, record.steps) == (0, 6)
 
 
-def test_a_training_that_diverged_is_not_gone_on_with(go, files, scripted, tmp_path, monkeypatch):
+def test_a_training_that_diverged_is_not_gone_on_with(go, files, scripted, tmp_path, monkeypatch, stop_after):
     scripted(0.5)
-    asked = itertools.chain([False] * 4, itertools.repeat(True))
-    go(files, settings(steps=6), should_stop=lambda: next(asked))
+    go(files, settings(steps=6), should_stop=stop_after(2))
     checkpoint = tmp_path / "state" / "checkpoints" / "incremental.pt"
     assert checkpoint.exists()
 

@@ -18,6 +18,7 @@ from lib.training.request import RunRequest
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 8.0  # 10 s are promised
+KILL_S = 1.5  # a process that was killed is gone some milliseconds later
 POLL_S = 0.05
 START_S = 1.0  # a process is there some milliseconds after it was asked for
 AUTOMATIC = ("labels", "idle", "nightly")
@@ -62,13 +63,24 @@ def stop_training(patience_s: float = PATIENCE_S) -> dict[str, Any] | None:
         # Before the signal: the thread that waits for the child would call its end an error.
         task["status"] = "STOPPED"
         process.terminate()
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            if process.poll() is not None and task["id"] not in processes("train"):
-                log.info("training stopped; its checkpoint is kept")
-                return task
-            time.sleep(POLL_S)
+        if _has_ended(task["id"], process, patience_s):
+            log.info("training stopped; its checkpoint is kept")
+            return task
         log.warning(
             "training did not stop within %g s and is killed; its last checkpoint is kept", patience_s
         )
-        return AsyncTask.stop("train") or task
+        killed = AsyncTask.stop("train") or task
+        # What is called stopped has stopped.
+        if not _has_ended(task["id"], process, KILL_S):
+            log.error("the training's process %d is there %g s after it was killed", process.pid, KILL_S)
+        return killed
+
+
+def _has_ended(task_id: str, process: Any, patience_s: float) -> bool:
+    """Waits until the process is over and MONAI Label knows it, at most so long; whether it is."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None and task_id not in processes("train"):
+            return True
+        time.sleep(POLL_S)
+    return False

@@ -6,12 +6,14 @@ much; the rest on images as they are served.
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import nn
 
 from lib.errors import TrainingError
 from lib.model.medsa import MedSA
+from lib.training.abandoning import StepAbandonedError, abandoning
 from lib.training.checkpoint import CheckpointFile
 from lib.training.clicks_first import NO_CLICKS, ClicksFirst
 from lib.training.device_memory import free_memory
@@ -89,7 +91,8 @@ def train(
 ) -> TrainResult:
     """Trains `model.adapters` in place until `options.seconds` of work have passed on `clock`, or `should_stop()`.
 
-    When it `is_late()` it ends as if the time were over.
+    A stop does not wait for the end of a step where that can take long (`abandoning`). When it `is_late()` it ends as
+    if the time were over.
 
     With `parameters` it trains these instead, which is for comparisons.
 
@@ -107,7 +110,8 @@ def train(
         if stopped := world.agree(should_stop()):
             break
         waited = clicks.wait(should_stop, lambda: free_memory(run.learner.device))
-        run.step()
+        if stopped := not run.step(should_stop):
+            break
         now = clock()
         run.count(max(0.0, now - before - waited), waited)
         before = now
@@ -174,15 +178,22 @@ class _Run:
         """The part of the time that is over. Waiting for clicks counts too, but little."""
         return min(1.0, (self.worked + SLOWEST * self.waited) / self.seconds)
 
-    def step(self) -> None:
-        """One update at the rate and the size of this moment."""
+    def step(self, should_stop: Callable[[], bool]) -> bool:
+        """One update at the rate and the size of this moment; False when it was left because of a stop."""
         stage = self._stage()
         rate = self.options.learning_rate * learning_rate_share(self.fraction)
-        self.losses.append(self.learner.step(stage, rate))
+        # Workers stop between steps, all after the same one.
+        leaving = abandoning(stage.model, should_stop) if self.world.size == 1 else nullcontext()
+        try:
+            with leaving:
+                self.losses.append(self.learner.step(stage, rate))
+        except StepAbandonedError:
+            return False
         first = math.isnan(self.smooth)
         self.smooth = (
             self.losses[-1] if first else SMOOTHING * self.smooth + (1 - SMOOTHING) * self.losses[-1]
         )
+        return True
 
     def count(self, worked: float, waited: float) -> None:
         """Adds to the time; all workers count what the first one does."""

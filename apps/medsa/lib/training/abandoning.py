@@ -1,0 +1,45 @@
+"""Leaving a step before it is over: on a CPU one can take longer than a stop is allowed to.
+
+A step that was left has changed nothing, and what a step draws depends on its number alone: it can be made again later,
+and is then the same.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.model.medsa import MedSA
+
+
+class StepAbandonedError(Exception):
+    """The step was left because somebody asked for a stop. No RuntimeError: memory that runs out is one."""
+
+
+@contextmanager
+def abandoning(model: MedSA, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """While it lasts, a step on a CPU is left at the next block of the encoder, there and back, when `should_stop()`.
+
+    Raises StepAbandonedError then. Nothing is looked at on a GPU, where a step is short, and in a base alone, which has
+    no adapters to look from.
+    """
+    on_cpu = model.sam.device.type == "cpu"
+    blocks: Any = model.adapters["encoder"] if on_cpu and model.dims is not None else ()
+
+    def look(*_: Any) -> None:
+        if should_stop():
+            raise StepAbandonedError
+
+    def look_both_ways(module: torch.nn.Module, given: Any, output: Tensor) -> None:
+        look()
+        if output.requires_grad:
+            output.register_hook(look)
+
+    handles = [block.space.register_forward_hook(look_both_ways) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
