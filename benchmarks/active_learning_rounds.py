@@ -102,7 +102,10 @@ class Simulation:
         if not file.exists():
             return Run(strategy, seed, self.steps, (), machine=machine())
         content = json.loads(file.read_text())
-        found = Run(**{**content, "rounds": tuple(Round(**one) for one in content["rounds"])})
+        try:
+            found = Run(**{**content, "rounds": tuple(Round(**one) for one in content["rounds"])})
+        except (KeyError, TypeError) as error:
+            raise SystemExit(f"{file} is no run of this benchmark ({error}): move it away") from error
         if found.steps != self.steps:
             raise SystemExit(
                 f"{file} was made with {found.steps} steps a round, not {self.steps}: it is another curve"

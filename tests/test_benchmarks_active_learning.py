@@ -194,6 +194,15 @@ def test_a_run_of_other_steps_is_not_gone_on_with(tmp_path: Path) -> None:
         simulation_of(study, tmp_path, 3).run("first", 0)
 
 
+def test_a_file_that_is_no_run_is_named(tmp_path: Path) -> None:
+    simulation = simulation_of(_made_study(tmp_path), tmp_path)
+    write_whole(simulation.file("first", 0), {"strategy": "first", "minutes": 0.4, "rounds": []})
+    with pytest.raises(
+        SystemExit, match=r"-first-0\.json is no run of this benchmark .*minutes.*: move it away"
+    ):
+        simulation.run("first", 0)
+
+
 @pytest.mark.parametrize("strategy", [*STRATEGIES, EVERYTHING])
 def test_every_strategy_can_be_simulated(strategy: str, tmp_path: Path) -> None:
     study = replace(_made_study(tmp_path), counts=(2,))

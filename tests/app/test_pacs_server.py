@@ -50,7 +50,6 @@ def served(
     orthanc: Orthanc,
     upload: Any,
     serve: Callable[..., Any],
-    wait_until: Any,
     tmp_path: Path,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """The server over four series, and their true masks by SeriesInstanceUID."""
@@ -60,7 +59,7 @@ def served(
         upload(orthanc, files)
         truth[uid] = mask
     server = serve(orthanc.url, tmp_path, pacs_seconds="1", train_minutes="0.05")
-    wait_until(lambda: server.get("/info/").json()["datastore"]["total"] == 4, "the list of the PACS")
+    assert server.get("/info/").json()["datastore"]["total"] == 4, "whoever asks first knows them all"
     return server, truth
 
 

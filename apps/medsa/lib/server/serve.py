@@ -1,11 +1,11 @@
 """What runs in the server and not in its child processes: the model, our routes, housekeeping and warming."""
 
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.activelearning.chooser import DEFAULT
+from lib.activelearning.chooser import DEFAULT, Ranking
 from lib.errors import NotFoundError, PacsError, VolumeError
 from lib.files import remove_parts_of
 from lib.server.loop import ATTEMPTS, Housekeeping
@@ -18,7 +18,9 @@ from lib.trainers.children import announce_base, announce_server
 from lib.training.nightly import NightFile
 
 NIGHT = "nightly.json"
-# The longest that the first ranking holds up the start; one that fails is told to who asks for a case.
+# The longest that the start waits for the list of a PACS, and for the first ranking. A PACS that does not answer is on
+# the page, a ranking that fails is told to who asks for a case.
+PACS_SECONDS = 5.0
 RANKING_SECONDS = 5.0
 
 
@@ -27,8 +29,7 @@ def begin_serving(app: Any, parts: Parts) -> None:
     from monailabel.app import app as server  # exists only in the server process, and only by now
 
     store = app.datastore()
-    # Beside the loading of the model, so that the first annotator does not wait for it.
-    first_ranking = parts.chooser.prepare(DEFAULT, store.list_images(), store.get_unlabeled_images())
+    first_ranking = _begin_ranking(parts, store)  # beside the loading of the model
     announce_server()
     announce_base(parts.serving.current().base)
     for name in (ATTEMPTS, NIGHT):
@@ -47,11 +48,19 @@ def begin_serving(app: Any, parts: Parts) -> None:
         )
         housekeeping.night.schedule()
     add_routes(server, app, parts, housekeeping)
-    watch(store, parts.settings.serving.pacs_seconds)
+    known = watch(store, parts.settings.serving.pacs_seconds)
     housekeeping.start()
     if parts.settings.serving.warm and not parts.serving.cache.is_off:
         parts.warmer.start(partial(upcoming_images, parts, store))
+    # Who asks first would be told that no case is left, where none is known yet.
+    if not known.is_set() and known.wait(PACS_SECONDS):
+        first_ranking = _begin_ranking(parts, store)
     wait([first_ranking], RANKING_SECONDS)
+
+
+def _begin_ranking(parts: Parts, store: Any) -> "Future[Ranking]":
+    """So that the first annotator does not wait for it."""
+    return parts.chooser.prepare(DEFAULT, store.list_images(), store.get_unlabeled_images())
 
 
 def upcoming_images(parts: Parts, store: Any) -> list[Path]:

@@ -54,11 +54,19 @@ def open_store(studies: str, parts: Parts) -> MedsaDatastore:
     )
 
 
-def watch(store: Any, seconds: float) -> None:
-    """Has a PACS looked at every few seconds, from now on; at once for the first time. Nothing for a folder."""
+def watch(store: Any, seconds: float) -> threading.Event:
+    """Has a PACS looked at every few seconds, from now on; at once for the first time. Nothing for a folder.
+
+    The event is set when it is known what there is to offer.
+    """
+    known = threading.Event()
     if isinstance(store, PacsDatastore):
         store.watched = True
-        threading.Thread(target=_look_on, args=(store, seconds), name="medsa-pacs", daemon=True).start()
+        arguments = (store, seconds, known)
+        threading.Thread(target=_look_on, args=arguments, name="medsa-pacs", daemon=True).start()
+    else:
+        known.set()
+    return known
 
 
 def look_once(store: Any) -> None:
@@ -80,7 +88,7 @@ def pacs_status(store: Any) -> dict[str, Any] | None:
     return store.pacs_status() if isinstance(store, PacsDatastore) else None
 
 
-def _look_on(store: PacsDatastore, seconds: float) -> None:
+def _look_on(store: PacsDatastore, seconds: float, known: threading.Event) -> None:
     looks = 0
     while True:
         store.knock.clear()
@@ -91,6 +99,8 @@ def _look_on(store: PacsDatastore, seconds: float) -> None:
             log.exception("looking at the PACS failed; it is tried again")
         looks += 1
         # A series is offered when two looks have found it alike.
+        if looks > 1:
+            known.set()
         store.knock.wait(seconds if looks > 1 else min(seconds, FIRST_S))
 
 
