@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from lib.training.slabs import SMALLEST_GRID, TrainingCase, prepare_case
 
 EVERYTHING = "everything"  # no strategy: all of the pool at once, in the steps of a whole run
 SCORELESS = ("random", "first")  # what needs no scores is not given any
+DRAWN = ("foreground_random",)  # of what it draws alone it is asked whether the label is expected there
 VARIED = ("medsa",)  # what looks at the disagreement of variations
 CACHE_BYTES = 1 << 28
 
@@ -164,25 +166,46 @@ class Simulation:
     def _choose(self, before: Run, model: MedSA, number: int) -> tuple[list[str], float, float | None]:
         """The next cases, the CPU seconds of scoring, and at the first round how typical the first one is."""
         labelled = {case for one in before.rounds for case in one.chosen}
-        started = cpu_seconds()
-        table = {} if before.strategy in SCORELESS else self._scores(before, model, labelled, number)
-        pool = pool_of(self.study.pool, (self.label,), ScoreTable(table), labelled)
-        rng = np.random.default_rng([before.seed, number])
-        count = self.study.counts[number] - len(labelled)
-        chosen = names(STRATEGIES[before.strategy](pool, rng))[:count]
-        rank = _typicality_rank(pool, chosen[0]) if number == 0 and table else None
+        count, started = self.study.counts[number] - len(labelled), cpu_seconds()
+        table = self._tables.setdefault((before.strategy, before.seed), {})
+        survey = partial(self._survey, before, model, number, table)
+        survey(self._asked_ahead(before.strategy, table, labelled))
+        while True:
+            pool = pool_of(self.study.pool, (self.label,), ScoreTable(table), labelled)
+            rng = np.random.default_rng([before.seed, number])
+            chosen = names(STRATEGIES[before.strategy](pool, rng))[:count]
+            unknown = [case for case in chosen if case not in table] if before.strategy in DRAWN else []
+            if not unknown:
+                break
+            survey(unknown)
+        rank = _typicality_rank(pool, chosen[0]) if number == 0 and len(table) == len(pool.cases) else None
         return chosen, round(cpu_seconds() - started, 1), rank
 
-    def _scores(self, run: Run, model: MedSA, labelled: set[str], number: int) -> dict[str, CaseScore]:
-        """As the server has them: of the version of this round, and of labelled cases what was last known."""
+    def _asked_ahead(self, strategy: str, table: dict[str, CaseScore], labelled: set[str]) -> list[str]:
+        """What is scored before a choice, as the server does: all that is unlabelled, and what is not known any more.
+
+        Of labelled cases what was last known counts.
+        """
+        if strategy in SCORELESS:
+            return []
+        if strategy in DRAWN:
+            for case in table.keys() - labelled:
+                del table[case]  # by the version before
+        return [
+            case
+            for case in self.study.pool
+            if (case in labelled and case not in table) or (case not in labelled and strategy not in DRAWN)
+        ]
+
+    def _survey(
+        self, run: Run, model: MedSA, number: int, table: dict[str, CaseScore], cases: Sequence[str]
+    ) -> None:
+        """Scores `cases` by the version of this round."""
         served = Served("vit_t", "", number, self._predictor(model, run, number))
         surveyor = Surveyor(served, (self.label,), varied=run.strategy in VARIED)
-        table = self._tables.setdefault((run.strategy, run.seed), {})
-        for case in self.study.pool:
-            if case not in labelled or case not in table:
-                known = table[case].embedding if case in table else None
-                table[case] = surveyor.survey(self._case(case).volume, known).score
-        return table
+        for case in cases:
+            known = table[case].embedding if case in table else None
+            table[case] = surveyor.survey(self._case(case).volume, known).score
 
     def _train(
         self, model: MedSA, labelled: Sequence[str], chosen: Sequence[str], run: Run, number: int
