@@ -39,7 +39,8 @@ from lib.training.slabs import SMALLEST_GRID, TrainingCase, prepare_case
 
 EVERYTHING = "everything"  # no strategy: all of the pool at once, in the steps of a whole run
 SCORELESS = ("random", "first")  # what needs no scores is not given any
-DRAWN = ("foreground_random",)  # of what it draws alone it is asked whether the label is expected there
+# Only what is drawn is scored, and what was: an absent label is measured by these, not by the whole pool.
+DRAWN = ("foreground_random",)
 VARIED = ("medsa",)  # what looks at the disagreement of variations
 CACHE_BYTES = 1 << 28
 
@@ -182,9 +183,9 @@ class Simulation:
         return chosen, round(cpu_seconds() - started, 1), rank
 
     def _asked_ahead(self, strategy: str, table: dict[str, CaseScore], labelled: set[str]) -> list[str]:
-        """What is scored before a choice, as the server does: all that is unlabelled, and what is not known any more.
+        """What is scored before a choice: all that is unlabelled, as the server does, unless cases are drawn.
 
-        Of labelled cases what was last known counts.
+        Of labelled cases what was last known counts; they are scored where a run goes on in another process.
         """
         if strategy in SCORELESS:
             return []

@@ -63,13 +63,15 @@ def test_one_that_hears_ends_by_itself_and_counts_as_stopped(start: Start) -> No
 
 def test_one_that_does_not_hear_is_killed_in_time(start: Start) -> None:
     task = start(DEAF)
+    (process,) = utils.processes("train").values()
     began = time.monotonic()
     stopped = stop_training(patience_s=1.0)
     assert time.monotonic() - began < 5
     assert stopped is not None
     assert stopped["id"] == task["id"]
     assert task["status"] == "STOPPED"
-    assert running_training() is None
+    assert utils.processes("train") == {}
+    assert process.poll() is not None, "it is gone when it is called stopped"
 
 
 def test_one_that_was_just_handed_in_is_stopped_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

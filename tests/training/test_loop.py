@@ -418,7 +418,8 @@ def test_a_stop_in_the_middle_of_a_step_leaves_it_and_it_is_made_again(
 
 
 def test_nothing_looks_for_a_stop_in_the_model_when_training_is_over(tiny_model, prepared):
-    train(tiny_model, prepared, options(2), clock=ticking(), should_stop=StopAt(20))
+    result = train(tiny_model, prepared, options(2), clock=ticking(), should_stop=StopAt(3))
+    assert (result.stopped, result.steps) == (True, 0)
     assert not any(module._forward_hooks for module in tiny_model.modules())
 
 

@@ -72,16 +72,18 @@ class PacsDatastore(MedsaDatastore):
         """What viewers show: not the address, which may hold a password."""
         return "PACS"
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Lists what there is, sends what waits and takes what came; to be called every few seconds.
 
-        Where the PACS does not answer, `problem` says so, and the next look tries again. While another process looks,
-        nothing is done.
+        Whether the list was had. Where the PACS does not answer, `problem` says so, and the next look tries again.
+        While another process looks, nothing is done.
         """
+        is_listed = False
         try:
             with self._looking.acquire(timeout=0):
                 self._recover()
                 self.list_series()
+                is_listed = True
                 waiting = self.outbox.deliver()
                 self.inbox.collect()
                 self._note_problem(waiting)
@@ -89,6 +91,7 @@ class PacsDatastore(MedsaDatastore):
             log.debug("another process looks after the PACS")
         except PacsError as error:
             self._note_problem(str(error))
+        return is_listed
 
     def list_series(self) -> None:
         """Asks the PACS for its list, and no more. Raises PacsError."""

@@ -17,7 +17,7 @@ from lib.training.request import RunRequest
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 8.0  # 10 s are promised
+PATIENCE_S = 7.0  # 10 s are promised for all of a stop
 KILL_S = 1.5  # a process that was killed is gone some milliseconds later
 POLL_S = 0.05
 START_S = 1.0  # a process is there some milliseconds after it was asked for

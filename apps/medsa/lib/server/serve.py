@@ -18,9 +18,9 @@ from lib.trainers.children import announce_base, announce_server
 from lib.training.nightly import NightFile
 
 NIGHT = "nightly.json"
-# The longest that the start waits for the list of a PACS, and for the first ranking. A PACS that does not answer is on
-# the page, a ranking that fails is told to who asks for a case.
-PACS_SECONDS = 5.0
+# The longest that the start waits for a PACS whose list is long, and for the first ranking. One that does not answer is
+# not waited for; a ranking that fails is told to who asks for a case.
+PACS_SECONDS = 20.0
 RANKING_SECONDS = 5.0
 
 

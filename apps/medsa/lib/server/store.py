@@ -57,7 +57,7 @@ def open_store(studies: str, parts: Parts) -> MedsaDatastore:
 def watch(store: Any, seconds: float) -> threading.Event:
     """Has a PACS looked at every few seconds, from now on; at once for the first time. Nothing for a folder.
 
-    The event is set when it is known what there is to offer.
+    The event is set when it is known what there is to offer, or that the PACS does not answer.
     """
     known = threading.Event()
     if isinstance(store, PacsDatastore):
@@ -89,17 +89,18 @@ def pacs_status(store: Any) -> dict[str, Any] | None:
 
 
 def _look_on(store: PacsDatastore, seconds: float, known: threading.Event) -> None:
-    looks = 0
+    looks = listed = 0
     while True:
         store.knock.clear()
+        is_listed = False
         try:
-            store.look()
+            is_listed = store.look()
         except Exception:
             # The thread has to outlive whatever a PACS sends.
             log.exception("looking at the PACS failed; it is tried again")
-        looks += 1
+        looks, listed = looks + 1, listed + is_listed
         # A series is offered when two looks have found it alike.
-        if looks > 1:
+        if listed > 1 or not is_listed:
             known.set()
         store.knock.wait(seconds if looks > 1 else min(seconds, FIRST_S))
 

@@ -1,7 +1,7 @@
 """Leaving a step before it is over: on a CPU one can take longer than a stop is allowed to.
 
-A step that was left has changed nothing, and what a step draws depends on its number alone: it can be made again later,
-and is then the same.
+A step that was left has changed no weight, and what a step draws depends on its number alone: it can be made again
+later, and is then the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.model.adapters import Adapter
 from lib.model.medsa import MedSA
 
 
@@ -20,13 +21,13 @@ class StepAbandonedError(Exception):
 
 @contextmanager
 def abandoning(model: MedSA, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """While it lasts, a step on a CPU is left at the next block of the encoder, there and back, when `should_stop()`.
+    """While it lasts, a step on a CPU is left at the next adapter, there and back, when `should_stop()`.
 
     Raises StepAbandonedError then. Nothing is looked at on a GPU, where a step is short, and in a base alone, which has
     no adapters to look from.
     """
     on_cpu = model.sam.device.type == "cpu"
-    blocks: Any = model.adapters["encoder"] if on_cpu and model.dims is not None else ()
+    adapters = [one for one in model.adapters.modules() if isinstance(one, Adapter) and on_cpu]
 
     def look(*_: Any) -> None:
         if should_stop():
@@ -37,7 +38,7 @@ def abandoning(model: MedSA, should_stop: Callable[[], bool]) -> Iterator[None]:
         if output.requires_grad:
             output.register_hook(look)
 
-    handles = [block.space.register_forward_hook(look_both_ways) for block in blocks]
+    handles = [adapter.register_forward_hook(look_both_ways) for adapter in adapters]
     try:
         yield
     finally:
