@@ -30,6 +30,20 @@ def options(steps, batch_slices=4, seed=0):
     return TrainOptions(float(steps), 1e-2, batch_slices, prompts_per_slice=4, seed=seed)
 
 
+def train_and_stop(steps, model, cases, planned, checkpoint=None):
+    """A stop is asked for once so many steps are done."""
+    done = []
+    return train(
+        model,
+        cases,
+        planned,
+        clock=ticking(),
+        on_progress=done.append,
+        should_stop=lambda: len(done) == steps,
+        checkpoint=checkpoint,
+    )
+
+
 @pytest.fixture
 def prepared(cases, view, tiny_spec):
     return [prepare_case(case, view, tiny_spec.image_size, tiny_spec.mask_size) for case in cases]
@@ -89,15 +103,7 @@ def test_it_ends_with_the_time_budget(tiny_model, prepared):
 
 
 def test_it_stops_when_asked(tiny_model, prepared):
-    done = []
-    result = train(
-        tiny_model,
-        prepared,
-        options(10),
-        clock=ticking(),
-        on_progress=done.append,
-        should_stop=lambda: len(done) == 2,
-    )
+    result = train_and_stop(2, tiny_model, prepared, options(10))
     assert (result.steps, result.stopped) == (2, True)
 
 
@@ -349,16 +355,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tiny_model, prepared
     train(tiny_model, prepared, options(6), clock=ticking())
     whole = tiny_model.adapter_state()
     tiny_model.load_adapter_state(start)
-    file, steps = tmp_path / "checkpoint.pt", []
-    first = train(
-        tiny_model,
-        prepared,
-        options(6),
-        clock=ticking(),
-        on_progress=steps.append,
-        should_stop=lambda: len(steps) == 3,
-        checkpoint=checkpoint_at(file),
-    )
+    file = tmp_path / "checkpoint.pt"
+    first = train_and_stop(3, tiny_model, prepared, options(6), checkpoint_at(file))
     tiny_model.load_adapter_state(start)
     second = train(tiny_model, prepared, options(6), clock=ticking(), checkpoint=checkpoint_at(file))
     assert (first.stopped, first.steps, second.resumed, second.steps) == (True, 3, 3, 6)
@@ -428,16 +426,8 @@ def test_a_run_that_goes_on_has_the_time_that_is_asked_for_now(
     tiny_model, prepared, tmp_path, planned, asked, steps
 ):
     """Longer where more is asked for than was planned; else as planned, and in no more time than there is."""
-    file, done = tmp_path / "checkpoint.pt", []
-    train(
-        tiny_model,
-        prepared,
-        options(planned),
-        clock=ticking(),
-        on_progress=done.append,
-        should_stop=lambda: len(done) == 2,
-        checkpoint=checkpoint_at(file),
-    )
+    file = tmp_path / "checkpoint.pt"
+    train_and_stop(2, tiny_model, prepared, options(planned), checkpoint_at(file))
     again = train(tiny_model, prepared, options(asked), clock=ticking(), checkpoint=checkpoint_at(file))
     assert (again.resumed, again.steps) == (2, steps)
 
