@@ -41,6 +41,7 @@ EVERYTHING = "everything"  # no strategy: all of the pool at once, in the steps 
 SCORELESS = ("random", "first")  # what needs no scores is not given any
 # Only what is drawn is scored, and what was: an absent label is measured by these, not by the whole pool.
 DRAWN = ("foreground_random",)
+ALIKE = ("diversity",)  # what looks only at what images are like, which no version changes: scored once
 VARIED = ("medsa",)  # what looks at the disagreement of variations
 CACHE_BYTES = 1 << 28
 
@@ -183,12 +184,14 @@ class Simulation:
         return chosen, round(cpu_seconds() - started, 1), rank
 
     def _asked_ahead(self, strategy: str, table: dict[str, CaseScore], labelled: set[str]) -> list[str]:
-        """What is scored before a choice: all that is unlabelled, as the server does, unless cases are drawn.
+        """What is scored before a choice: all that is unlabelled, as the server does, unless less decides.
 
         Of labelled cases what was last known counts; they are scored where a run goes on in another process.
         """
         if strategy in SCORELESS:
             return []
+        if strategy in ALIKE:
+            return [case for case in self.study.pool if case not in table]
         if strategy in DRAWN:
             for case in table.keys() - labelled:
                 del table[case]  # by the version before

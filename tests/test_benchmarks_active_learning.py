@@ -187,6 +187,28 @@ def test_what_two_strategies_choose_alike_is_learned_once(
     assert simulation.run("first", 3).rounds == one.rounds
 
 
+@pytest.mark.parametrize("strategy", ["foreground_random", "diversity"])
+def test_what_looks_at_less_is_scored_less_and_chooses_the_same(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _made_study(tmp_path)
+    surveyed: list[int] = []
+    survey = Simulation._survey
+
+    def counted(*arguments: Any) -> None:
+        surveyed.append(len(arguments[-1]))
+        survey(*arguments)
+
+    monkeypatch.setattr(Simulation, "_survey", counted)
+    less = simulation_of(study, tmp_path / "less").run(strategy, 1)
+    scored_less = sum(surveyed)
+    monkeypatch.setattr(active_learning_rounds, "DRAWN", ())
+    monkeypatch.setattr(active_learning_rounds, "ALIKE", ())
+    whole = simulation_of(study, tmp_path / "whole").run(strategy, 1)
+    assert [one.chosen for one in less.rounds] == [one.chosen for one in whole.rounds]
+    assert scored_less < sum(surveyed) - scored_less
+
+
 def test_a_run_of_other_steps_is_not_gone_on_with(tmp_path: Path) -> None:
     study = _made_study(tmp_path)
     simulation_of(study, tmp_path, 2).run("first", 0)
