@@ -1,6 +1,7 @@
 """The app as MONAI Label finds it: wiring only."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,11 @@ class MedsaApp(MONAILabelApp):
         return strategies(self._parts.chooser, self._parts.leases)
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        store = datastore or self.datastore()
-        return answer(self._infers, store, request, self._parts.warmer.clicked)
+        store, image = datastore or self.datastore(), request.get("image")
+        result = answer(self._infers, store, request, self._parts.warmer.clicked)
+        if isinstance(image, str):
+            self._parts.leases.extend(image, time.time())
+        return result
 
     def opened(self, image: Path) -> None:
         """A viewer has opened `image`: it is encoded before the first click."""
@@ -89,7 +93,9 @@ class MedsaApp(MONAILabelApp):
         while found := strategy(request, store):
             try:
                 path = store.image_path(found["id"])
-            except (VolumeError, PacsError):
+            except (VolumeError, PacsError, NotFoundError) as error:
+                if isinstance(error, NotFoundError):
+                    store.refresh()  # its file went, and nobody told
                 if found["id"] in store.list_images():
                     raise
                 continue  # it turned out to be no volume, or cannot be had now, and is not offered again

@@ -77,8 +77,11 @@ def test_new_scores_count_after_a_while(chooser: Chooser, scores: ScoreFolder, c
 
 
 def test_a_restart_does_not_change_it(chooser: Chooser, scores: ScoreFolder) -> None:
+    # However many rankings there were before it.
+    for free in (CASES[12:], CASES[11:]):
+        chooser.prepare("medsa", CASES, free).result()
     again = Chooser(ScoreFolder(scores.path), ("liver",), seed=0)
-    one, other = (each.ranking("medsa", CASES, CASES[10:]).ranked for each in (chooser, again))
+    one, other = (each.prepare("medsa", CASES, CASES[10:]).result().ranked for each in (chooser, again))
     assert [found.case for found in one] == [found.case for found in other]
 
 

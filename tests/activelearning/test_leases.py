@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lib.activelearning.leases import Leases
 from lib.errors import InputError
@@ -36,6 +37,29 @@ def test_asking_again_extends_the_lease(leases: Leases) -> None:
     leases.offer("ann", lambda: ["a"], 0)
     leases.offer("ann", lambda: ["a"], 3000)
     assert leases.offer("bob", lambda: ["a"], 4000) is None
+
+
+def test_work_on_a_case_extends_its_lease(leases: Leases) -> None:
+    leases.offer("ann", lambda: ["a"], 0)
+    leases.extend("a", 3000)
+    leases.extend("unknown", 3000)
+    assert leases.table() == {"a": {"client": "ann", "until": 6600}}
+    assert leases.offer("bob", lambda: ["a"], 6000) is None
+    leases.extend("a", 7000)
+    assert leases.held(7000) == set(), "it was over by then"
+
+
+def test_a_click_writes_once_a_minute_and_waits_for_nobody(leases: Leases, tmp_path: Path) -> None:
+    leases.offer("ann", lambda: ["a"], 0)
+    leases.extend("a", 100)
+    leases.extend("a", 130)
+    assert leases.table()["a"]["until"] == 3700
+    with FileLock(tmp_path / "state" / "leases.lock"):
+        leases.extend("a", 200)
+    assert leases.table()["a"]["until"] == 3700
+    leases.extend("a", 300)
+    assert leases.table()["a"]["until"] == 3900
+    assert leases.held(3899) == {"a"}
 
 
 def test_a_labelled_case_is_not_offered_again(leases: Leases) -> None:

@@ -262,6 +262,29 @@ def test_two_annotators_get_two_cases_and_the_label_ends_the_lease(server: Any, 
     assert third not in (first, second)
 
 
+def test_who_works_on_a_case_keeps_it(server: Any) -> None:
+    case = server.post("/activelearning/medsa", {"client_id": "ann"}).json()["id"]
+
+    def until() -> float:
+        return json.loads((server.state / "leases.json").read_text())["leases"][case]["until"]
+
+    offered = until()
+    assert server.infer(CLICK, image=case, output="json").status_code == 200
+    assert until() > offered
+
+
+def test_a_file_that_went_without_a_word_is_not_offered(make_server: Callable[..., Any]) -> None:
+    server = make_server(cases=3, auto_train="false")
+    first = server.post("/activelearning/first", {"client_id": "ann"}).json()["id"]
+    next(iter(server.studies.glob(f"{first}.*"))).unlink()
+    second = server.post("/activelearning/first", {"client_id": "ann"}).json()["id"]
+    assert second != first
+    others = {server.post("/activelearning/first", {"client_id": f"{n}"}).json().get("id") for n in range(2)}
+    assert len({*others, second}) == 3
+    answer = server.post("/activelearning/first", {"client_id": "late"}).json()
+    assert answer == {"message": "No unlabelled case is free: of 3, 3 are offered to others."}
+
+
 def test_as_ohif_asks_for_the_next_case(server: Any) -> None:
     offered = server.post("/activelearning/random").json()
     assert offered["id"]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 import cli
 from lib.commands.score import shard_of
 from lib.errors import InputError
+from lib.infers.serving import Served, ServingModel
 from lib.scoring.scores import ScoreFolder
+from lib.scoring.survey import Surveyor
 from lib.scoring.sweep import Shard
 from lib.volume import Volume, save_mask
 
@@ -54,6 +57,54 @@ def test_whose_share_it_is(text: str | None, environment: dict[str, str], shard:
 def test_a_share_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"shard: .* such as 0/4"):
         shard_of(text, {})
+
+
+@pytest.mark.parametrize(
+    "environment", [{"RANK": "3"}, {"WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x"}]
+)
+def test_half_of_what_torchrun_says_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"RANK/WORLD_SIZE: .* such as 0/4"):
+        shard_of(None, environment)
+
+
+def test_a_folder_without_an_image_is_named(
+    command: Callable[..., list[str]], studies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in studies.iterdir():
+        file.unlink()
+    assert cli.main(command()) != 0
+    assert "studies" in capsys.readouterr().err
+
+
+def test_it_goes_on_with_a_version_that_is_published_meanwhile(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current, scored = ServingModel.current, []
+
+    def published_after_two(serving: ServingModel) -> Served:
+        return replace(current(serving), adapter_version=int(len(scored) >= 2))
+
+    def counted(surveyor: Surveyor, *given: object) -> object:
+        scored.append(surveyor.served.adapter_version)
+        return survey(surveyor, *given)  # type: ignore[arg-type]
+
+    survey = Surveyor.survey
+    monkeypatch.setattr(ServingModel, "current", published_after_two)
+    monkeypatch.setattr(Surveyor, "survey", counted)
+    assert cli.main(command()) == 0
+    assert scored == [0, 0, 1, 1, 1, 1]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("base")] == [
+        "base vit_t, version 0: 0 could not be scored",
+        "base vit_t, version 1: 0 could not be scored",
+    ]
+
+
+def test_stopped_it_says_so(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib.commands.score.stop_requested", lambda: True)
+    assert cli.main(command()) == 4
+    assert "score: stopped" in capsys.readouterr().out
 
 
 def test_two_processes_share_the_work_and_a_bad_file_is_named(

@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -455,3 +456,22 @@ def test_a_removed_image_is_forgotten(studies: Path) -> None:
     store.last_prompts.note("a", {"object": {"prompts": 1}})
     store.remove_image("a")
     assert store.last_prompts.of("a") == {}
+
+
+def test_one_file_of_a_name_is_told_from_another(studies: Path, tmp_path: Path) -> None:
+    datastore = opened(studies)
+    before = datastore.image_signature("a")
+    assert before
+    assert datastore.image_signatures()["a"] == before
+    assert datastore.image_signature("nobody") == ""
+    write_image(studies, "a.nii.gz")
+    os.utime(studies / "a.nii.gz", ns=(1, 1))
+    after = datastore.image_signature("a")
+    assert after not in ("", before)
+    assert datastore.image_signatures()["a"] == before, "as it was listed"
+    datastore.refresh()
+    assert datastore.image_signatures()["a"] == after
+    write_image(tmp_path, "new.nii.gz")
+    datastore.add_image("", str(tmp_path / "new.nii.gz"), None)
+    assert datastore.image_signatures()["new"] == datastore.image_signature("new") != ""
+    assert set(datastore.image_signatures()) >= set(datastore.list_images())

@@ -14,6 +14,7 @@ from lib.dicom.image import read_headers
 from lib.dicom.pacs import Pacs
 from lib.dicom.seg_writer import SegOrigin, write_seg
 from lib.errors import InputError, NotFoundError, VolumeError
+from lib.server.store import look_once
 from lib.volume import load_volume
 
 pytestmark = pytest.mark.server
@@ -278,6 +279,22 @@ def test_a_label_saved_since_the_last_look_is_not_replaced_by_what_that_look_had
     kept = [load_volume(store.history.file_of(one)).array for one in store.history.versions(image)]
     assert any(np.array_equal(one, theirs) for one in kept), "nothing is lost"
     assert store.outbox.waiting() == []
+
+
+def test_who_looks_once_sees_what_is_complete_and_a_series_that_grows_is_another_image(
+    orthanc, make_series, opened, upload
+):
+    _, files = make_series()
+    upload(orthanc, files[:4])
+    store = opened("fresh")
+    look_once(store)
+    (image,) = store.list_images()
+    before = store.image_signature(image)
+    assert store.image_signatures() == {image: before}
+    upload(orthanc, files[4:])
+    look_once(store)
+    assert store.list_images() == [image]
+    assert store.image_signatures() == {image: store.image_signature(image)} != {image: before}
 
 
 def test_a_series_that_is_still_being_sent_is_offered_when_it_is_whole(orthanc, make_series, opened, upload):

@@ -6,14 +6,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder, ScoreTable, in_shard, progress_of
+from lib.scoring.scores import (
+    MOST_TRIES,
+    CaseScore,
+    LabelScore,
+    ScoreFolder,
+    ScoreTable,
+    in_shard,
+    progress_of,
+)
 
 LABEL = LabelScore(entropy=0.3, border=0.6, disagreement=0.0, volume_mm3=1234.5)
 
 
 def score(version: int = 2, value: float = 0.3, when: float = 1.0, **more: object) -> CaseScore:
     labels = {"liver": LabelScore(value, value, value, 10.0)}
-    return CaseScore("vit_t", version, labels, time=when, **more)  # type: ignore[arg-type]
+    return CaseScore("vit_t", version, labels, time=when, model=f"model {version}", **more)  # type: ignore[arg-type]
+
+
+def failure(version: int, **more: object) -> CaseScore:
+    return CaseScore("vit_t", version, error="bad", model=f"model {version}", **more)  # type: ignore[arg-type]
+
+
+def images(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "")
 
 
 @pytest.fixture
@@ -121,21 +137,42 @@ def test_due_are_those_of_other_models_and_not_the_failed_the_most_promising_fir
             "sure": score(1, 0.1),
             "unsure": score(1, 0.8),
             "done": score(2),
-            "failed": CaseScore("vit_t", 2, error="bad"),
+            "failed": failure(2, unreadable=True),
+            "unlucky": failure(2, tries=MOST_TRIES - 1),
+            "hopeless": failure(2, tries=MOST_TRIES),
             "middle": score(1, 0.4),
         }
     )
-    names = ["new", "sure", "failed", "unsure", "done", "middle"]
-    assert table.due(names, "vit_t", 2)[0] == "unsure"
-    assert table.due(names, "vit_t", 2)[-1] == "sure"
-    assert set(table.due(names, "vit_t", 2)) == {"unsure", "middle", "sure", "new"}
-    assert set(table.due(names, "vit_b", 2)) == set(names)
+    names = images("new", "sure", "failed", "unlucky", "hopeless", "unsure", "done", "middle")
+    assert table.due(names, "model 2")[0] == "unsure"
+    assert table.due(names, "model 2")[-1] == "sure"
+    assert set(table.due(names, "model 2")) == {"unsure", "middle", "sure", "new", "unlucky"}
+    assert set(table.due(names, "model 3")) == set(names)
+    assert set(table.due(dict.fromkeys(names, "another file"), "model 2")) == set(names)
+
+
+def test_what_is_known_of_an_image_is_of_its_file() -> None:
+    embedding = np.ones(4, np.float32)
+    table = ScoreTable(
+        {
+            "a": score(embedding=embedding, view="v", image="1"),
+            "bad": failure(2, view="v", image="1", unreadable=True),
+            "unlucky": failure(2, view="v", image="1", tries=1),
+        }
+    )
+    assert table.is_described("a", "v", "1")
+    assert not table.is_described("a", "v", "2")
+    assert not table.is_described("a", "w", "1")
+    assert table.is_described("bad", "w", "1"), "it would fail again"
+    assert not table.is_described("bad", "w", "2")
+    assert not table.is_described("unlucky", "v", "1")
+    assert table.unreadable == {"bad": "1"}
 
 
 def test_due_without_any_score_has_an_order_of_its_own() -> None:
     names = [f"case{number}" for number in range(20)]
-    due = ScoreTable({}).due(reversed(names), "vit_t", 0)
-    assert due == ScoreTable({}).due(names, "vit_t", 0)
+    due = ScoreTable({}).due(images(*reversed(names)), "model 0")
+    assert due == ScoreTable({}).due(images(*names), "model 0")
     assert due != names
     assert sorted(due) == sorted(names)
 
@@ -148,9 +185,9 @@ def test_shards_share_all_cases() -> None:
 
 
 def test_progress_names_the_first_that_failed() -> None:
-    failed = {f"bad{number}": CaseScore("vit_t", 2, error="bad") for number in range(5)}
+    failed = {f"bad{number}": failure(2, unreadable=True) for number in range(5)}
     table = ScoreTable({"a": score(), "c": score(1), **failed})
-    assert progress_of(table, ["a", "c", "d", *failed], "vit_t", 2) == {
+    assert progress_of(table, images("a", "c", "d", *failed), "model 2") == {
         "scored": 1,
         "of": 8,
         "failed": 5,

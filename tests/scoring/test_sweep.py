@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from lib.embeddings import EmbeddingCache
-from lib.errors import PacsError
+from lib.errors import PacsError, PacsUnreachableError
 from lib.infers.serving import Served
 from lib.model.medsa import MedSA
 from lib.predictor import Predictor
-from lib.scoring.scores import ScoreFolder
+from lib.scoring.scores import MOST_TRIES, ScoreFolder, Stamp
 from lib.scoring.scoring_method import MedsaScoring, ScoringTask
-from lib.scoring.survey import Surveyor
-from lib.scoring.sweep import Shard, sweep, to_score
+from lib.scoring.survey import Surveyor, stamp_of
+from lib.scoring.sweep import LIST_SECONDS, MOST_UNREACHABLE, Shard, sweep, to_score
 from lib.settings import IntensitySettings
 from lib.volume import save_mask
 
@@ -38,6 +38,12 @@ class Store:
         if case in self.away:
             raise PacsError("the PACS cannot be reached")
         return self.folder / f"{case}.nii.gz"
+
+    def image_signature(self, case: str) -> str:
+        return self.image_signatures().get(case, "")
+
+    def image_signatures(self) -> dict[str, str]:
+        return {path.name.split(".")[0]: str(path.stat().st_mtime_ns) for path in self.folder.iterdir()}
 
 
 @pytest.fixture
@@ -102,9 +108,9 @@ def test_a_labelled_case_is_looked_at_once_and_soon(
     served: Callable[[int], Served], store: Store, scores: ScoreFolder
 ) -> None:
     store.labelled = {"a"}
-    assert to_score(store, scores, served(0))[1] == "a"
+    assert to_score(store, scores, stamp_of(served(0), ["object"]))[1] == "a"
     assert len(list(sweep(store, scores, Surveyor(served(0), ["object"])))) == 4
-    assert "a" not in to_score(store, scores, served(1))
+    assert "a" not in to_score(store, scores, stamp_of(served(1), ["object"]))
     assert scores.table().cases["a"].embedding.size
 
 
@@ -141,9 +147,108 @@ def test_whatever_goes_wrong_with_one_case_the_others_are_scored(
             return super().survey(*given)
 
     (store.folder / "broken.nii.gz").unlink()
-    problems = [step.problem for step in sweep(store, scores, Failing(served(0), ["object"]))]
-    assert problems == ["RuntimeError", None, None]
-    assert to_score(store, scores, served(0)) == []
+    problems = {step.case: step.problem for step in sweep(store, scores, Failing(served(0), ["object"]))}
+    assert sorted(problems.values(), key=str) == [None, None, "RuntimeError"]
+    # What went wrong may be over: it is tried again, but not for ever.
+    (failed,) = to_score(store, scores, stamp_of(served(0), ["object"]))
+    assert problems[failed] == "RuntimeError"
+    for _ in range(MOST_TRIES - 1):
+        assert [step.case for step in sweep(store, scores, Failing(served(0), ["object"]))] == [failed]
+    assert to_score(store, scores, stamp_of(served(0), ["object"])) == []
+
+
+def test_what_an_image_is_like_stays_known_where_a_later_look_fails(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(sweep(store, scores, Surveyor(served(0), ["object"])))
+    embedding = scores.table().cases["a"].embedding
+
+    def failing(*given: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Surveyor, "survey", failing)
+    list(sweep(store, scores, Surveyor(served(1), ["object"])))
+    after = scores.table().cases["a"]
+    assert (after.error, after.labels) == ("MemoryError", {})
+    assert np.array_equal(after.embedding, embedding)
+
+
+def test_another_image_of_a_name_is_scored_and_described_anew(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder, ellipsoid_case: Any
+) -> None:
+    surveyor = Surveyor(served(0), ["object"])
+    list(sweep(store, scores, surveyor))
+    before, signature = scores.table().cases["a"], store.image_signature("a")
+    assert scores.has_picture("a", signature)
+    save_mask(ellipsoid_case.label[:, ::-1] * 40 + 9, ellipsoid_case.volume, store.folder / "a.nii.gz")
+    assert not scores.has_picture("a", store.image_signature("a")), "it is another patient's"
+    assert [step.case for step in sweep(store, scores, surveyor)] == ["a"]
+    after = scores.table().cases["a"]
+    assert not np.array_equal(after.embedding, before.embedding)
+    assert scores.has_picture("a", store.image_signature("a"))
+
+
+def test_a_file_that_was_copied_in_half_is_scored_when_it_is_whole(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder
+) -> None:
+    file = store.folder / "a.nii.gz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    surveyor = Surveyor(served(0), ["object"])
+    assert {step.case: bool(step.problem) for step in sweep(store, scores, surveyor)}["a"]
+    assert list(sweep(store, scores, surveyor)) == [], "nothing new can be found out"
+    assert set(scores.table().unreadable) == {"a", "broken"}
+    file.write_bytes(whole)
+    assert [step.problem for step in sweep(store, scores, surveyor)] == [None]
+    assert set(scores.table().unreadable) == {"broken"}
+
+
+def test_other_settings_are_another_model(tiny_model: MedSA) -> None:
+    def stamp(intensity: IntensitySettings, axis: Any = "auto", *labels: str, base: str = "1") -> Stamp:
+        predictor = Predictor(tiny_model, "key", intensity, axis, EmbeddingCache(1 << 24))
+        return stamp_of(Served("tiny", "a test", 0, predictor, base), labels or ("object",))
+
+    usual, window = IntensitySettings(), IntensitySettings(kind="window", window_hu=(0, 100))
+    known = stamp(usual)
+    assert stamp(usual) == known
+    assert stamp(usual, "auto", "object", "tumour").view == known.view, "described alike"
+    assert stamp(usual, "auto", "object", "tumour").model != known.model
+    for other in (stamp(window), stamp(usual, "k"), stamp(usual, base="2")):
+        assert other.view != known.view
+        assert other.model != known.model
+
+
+def test_cases_that_come_while_scoring_runs_are_scored_and_labelled_ones_are_not(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder
+) -> None:
+    now = [0.0]
+    steps = sweep(store, scores, Surveyor(served(0), ["object"]), clock=lambda: now[0])
+    done = [next(steps).case]
+    image = (store.folder / "a.nii.gz").read_bytes()
+    (store.folder / "new.nii.gz").write_bytes(image)
+    (late,) = sorted({"a", "b", "c"} - set(done))[-1:]
+    store.labelled = {late}
+    now[0] = LIST_SECONDS + 1
+    done += [step.case for step in steps]
+    assert sorted(done) == sorted(store.list_images()), "a labelled one is described once"
+
+
+def test_a_pacs_that_is_away_ends_it(
+    served: Callable[[int], Served], store: Store, scores: ScoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        (store.folder / f"more{number}.nii.gz").write_bytes(b"x")
+    asked = []
+
+    def gone(case: str) -> Path:
+        asked.append(case)
+        raise PacsUnreachableError("no answer")
+
+    monkeypatch.setattr(store, "image_path", gone)
+    steps = list(sweep(store, scores, Surveyor(served(0), ["object"])))
+    assert len(asked) == len(steps) == MOST_UNREACHABLE
+    assert all(step.problem == "no answer" for step in steps)
+    assert scores.table().cases == {}
 
 
 def test_scoring_ends_when_another_version_serves(
@@ -166,7 +271,7 @@ def test_a_case_that_the_pacs_does_not_give_now_is_tried_another_time(
     store.away = {"a"}
     problems = {step.case: step.problem for step in sweep(store, scores, Surveyor(served(0), ["object"]))}
     assert problems["a"] == "the PACS cannot be reached"
-    assert to_score(store, scores, served(0)) == ["a"]
+    assert to_score(store, scores, stamp_of(served(0), ["object"])) == ["a"]
 
 
 def test_several_share_the_work_and_one_that_was_stopped_goes_on(

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from lib.activelearning.leases import Leases
 from lib.datastore.local import MedsaDatastore
-from lib.scoring.scores import ScoreFolder
+from lib.scoring.scores import CaseScore, ScoreFolder
 from lib.server.case_routes import case_router
 from lib.server.datastore_routes import datastore_router
 
@@ -139,11 +139,15 @@ def test_the_picture_of_a_case(client: TestClient, tmp_path: Path) -> None:
     absent = client.get("/medsa/cases/case/picture.png")
     assert (absent.status_code, "a case that was scored" in absent.json()["detail"]) == (404, True)
     assert client.get("/medsa/cases/other/picture.png").status_code == 404
-    picture = ScoreFolder(tmp_path / ".scores").picture("case")
+    scores, file = ScoreFolder(tmp_path / ".scores"), tmp_path / "case.nii.gz"
+    scores.append("case", CaseScore("vit_t", 1, image=f"{file.stat().st_size} {file.stat().st_mtime_ns}"))
+    picture = scores.picture("case")
     picture.parent.mkdir(parents=True)
     picture.write_bytes(b"png")
     found = client.get("/medsa/cases/case/picture.png")
     assert (found.content, found.headers["content-type"]) == (b"png", "image/png")
+    file.write_bytes(file.read_bytes() + b" ")
+    assert client.get("/medsa/cases/case/picture.png").status_code == 404, "it shows another file's image"
 
 
 @pytest.mark.server  # a gigabyte of memory, and seconds

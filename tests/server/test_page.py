@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from lib.activelearning.chooser import Chooser
+from lib.activelearning.reasons import why_none
 from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder
 from lib.server import page_routes
 from lib.server.curve import Point, draw_curve
@@ -246,22 +247,40 @@ def test_the_next_case_and_why(scores: ScoreFolder) -> None:
     chooser = Chooser(scores, ("liver",), seed=0)
     ranking = chooser.ranking("entropy", "abcd", "abcd")
     found = next_case(ranking, {"c": lease, "b": over}, NOW)
+    assert found is not None
     assert (found.case, found.rank, found.of) == ("b", 2, 4)
     assert found.reason == "0.25 bits of entropy on average."
     assert "ann" not in found.reason
-    assert next_case(chooser.ranking("entropy", "d", "d"), {}, NOW).reason.startswith("Not scored yet")
-    assert next_case(chooser.ranking("entropy", "c", "c"), {"c": lease}, NOW) == NextCase(
-        None, "No unlabelled case is free; 1 of 1 are offered already."
-    )
-    assert next_case(chooser.ranking("entropy", "", ""), {}, NOW).case is None
+    unknown = next_case(chooser.ranking("entropy", "d", "d"), {}, NOW)
+    assert unknown is not None
+    assert unknown.reason.startswith("Not scored yet")
+    assert next_case(chooser.ranking("entropy", "c", "c"), {"c": lease}, NOW) is None
+    assert next_case(chooser.ranking("entropy", "", ""), {}, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((0, 0, 0), "There is no image here."),
+        ((5, 0, 0), "All images have a label (5)."),
+        ((5, 2, 0), "No unlabelled case is free: of 2, 2 are offered to others."),
+        ((5, 3, 1), "No unlabelled case is free: of 3, 2 are offered to others and 1 cannot be read."),
+    ],
+)
+def test_why_nobody_can_be_given_a_case(counts: tuple[int, int, int], said: str) -> None:
+    assert why_none(*counts) == said
 
 
 def test_the_picture_of_the_next_case(releases: Releases, scores: ScoreFolder) -> None:
-    assert picture_link(scores, "a/b") is None
-    assert picture_link(scores, None) is None
+    store = SimpleNamespace(image_signature=lambda case: "the file")
+    scores.append("a/b", CaseScore("vit_t", 3, image="the file"))
+    assert picture_link(scores, store, "a/b") is None
+    assert picture_link(scores, store, None) is None
     scores.pictures.mkdir()
     scores.picture("a/b").write_bytes(b"x")
-    assert picture_link(scores, "a/b") == "cases/a%2Fb/picture.png"
+    assert picture_link(scores, store, "a/b") == "cases/a%2Fb/picture.png"
+    scores.append("a/b", CaseScore("vit_t", 3, image="the file", error="MemoryError"))
+    assert picture_link(scores, store, "a/b") is None, "it may be of another file"
     page = client_for(releases, STATE).get("/medsa/")
     assert '<img src="cases/x/picture.png"' in page.text
     assert "img-src 'self'" in page.headers["content-security-policy"]

@@ -92,6 +92,8 @@ def test_who_asks() -> None:
     request: Any = SimpleNamespace(client=SimpleNamespace(host="10.0.0.7"))
     assert author(DEFAULT_USER, {"client_id": "ann"}, request) == "ann"
     assert author(DEFAULT_USER, {}, request) == "host 10.0.0.7"
+    # What 3D Slicer sends for whoever has not said a name.
+    assert author(DEFAULT_USER, {"client_id": "user-xyz"}, request) == "user-xyz at 10.0.0.7"
     assert author(DEFAULT_USER, {"client_id": ["x"]}, request) == "host 10.0.0.7"
 
 

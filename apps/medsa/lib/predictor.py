@@ -142,7 +142,7 @@ class Predictor:
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.model_key, self.slice_axis = model_key, slice_axis
+        self.model_key, self.intensity, self.slice_axis = model_key, intensity, slice_axis
         self._turns = turns or DeviceTurns()
         self._conversations = Conversations()
         self._encoder = SliceEncoder(model, model_key, intensity, cache, self.device)

@@ -10,10 +10,10 @@ lock. One thread computes; the last pool is that thread's alone.
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,6 +29,21 @@ FRESH_SECONDS = 15.0
 PATIENCE_SECONDS = 0.03  # for a ranking, where there is an older one
 # Each request gets a draw of its own.
 DRAWN = ("random", "foreground_random")
+
+
+class Images(Protocol):
+    """What is asked of a datastore."""
+
+    def list_images(self) -> Collection[str]: ...
+    def get_unlabeled_images(self) -> Collection[str]: ...
+    def image_signatures(self) -> Mapping[str, str]: ...
+
+
+class Candidates(NamedTuple):
+    """The `cases` that a strategy looks at, and the `unlabelled` ones, of which it chooses."""
+
+    cases: Collection[str]
+    unlabelled: Collection[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +98,7 @@ class _Begun:
 
 
 class Chooser:
-    """Ranks with the scores of `scores`; `seed` makes every draw repeatable.
+    """Ranks with the scores of `scores`; `seed` makes every draw repeatable; `held` says what is in somebody's hands.
 
     Where there is a ranking from before, it is waited for a newer one for `patience` seconds.
     """
@@ -95,15 +110,28 @@ class Chooser:
         seed: int,
         clock: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE_SECONDS,
+        held: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._scores, self._labels, self._seed, self._clock = scores, tuple(labels), seed, clock
-        self._patience = patience
+        self._patience, self._held = patience, held
         self._lock = threading.Lock()
         self._rng = np.random.default_rng(seed)
         self._pool: tuple[ScoreTable, frozenset[str], Pool] | None = None
         self._rankings: dict[str, _Kept] = {}
         self._begun: dict[str, _Begun] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="medsa-ranking")
+
+    def candidates(self, store: Images) -> Candidates:
+        """The images of `store` and the unlabelled ones, but for files that scoring could not read."""
+        unlabelled, cases = store.get_unlabeled_images(), store.list_images()
+        unreadable = self._scores.table().unreadable
+        if not unreadable:
+            return Candidates(cases, unlabelled)
+        images = store.image_signatures()
+        bad = {case for case, image in unreadable.items() if images.get(case) == image}
+        return Candidates(
+            [case for case in cases if case not in bad], [case for case in unlabelled if case not in bad]
+        )
 
     def ranking(self, strategy: str, cases: Collection[str], unlabelled: Collection[str]) -> Ranking:
         """All `unlabelled` of `cases` by `strategy`.
@@ -144,7 +172,7 @@ class Chooser:
     def _compute(self, strategy: str, cases: frozenset[str], free: frozenset[str]) -> Ranking:
         try:
             table, now = self._scores.table(), self._clock()
-            pool = self._pool_of(table, cases).with_labelled(cases - free)
+            pool = self._pool_of(table, cases).with_labelled(cases - free, set(self._held()))
             # By how much is labelled: a restart does not change what is offered.
             rng = self._rng if strategy in DRAWN else np.random.default_rng([self._seed, len(cases - free)])
             ranking = Ranking(pool, STRATEGIES[strategy](pool, rng))

@@ -73,21 +73,26 @@ class Coverage:
         """(c,): the share of all images that each candidate adds; an upper bound of it for some."""
         return self._gains
 
-    def choose(self, value: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> int:
+    def choose(
+        self,
+        value: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+        among: NDArray[np.bool_] | None = None,
+    ) -> int:
         """The candidate of the highest value that is not chosen yet, which is chosen now.
 
-        `value` gives one for each candidate from its gain, and a smaller gain is never worth more. Raises ValueError
-        where all are chosen.
+        With `among` (c,) of those alone. `value` gives one for each candidate from its gain, and a smaller gain is
+        never worth more. Raises ValueError where all are chosen.
         """
-        if self.chosen.all():
+        out = self.chosen if among is None else self.chosen | ~among
+        if out.all():
             raise ValueError("all candidates are chosen")
         rounds = int(self.chosen.sum())
         while True:
-            worth = np.where(self.chosen, -np.inf, value(self._gains))
+            worth = np.where(out, -np.inf, value(self._gains))
             place = int(worth.argmax())
             if self._computed[place] == rounds:
                 break
-            stale = np.flatnonzero(~self.chosen & (self._computed < rounds))
+            stale = np.flatnonzero(~out & (self._computed < rounds))
             best = np.argsort(-worth[stale], kind="stable")[:AT_ONCE]
             self._compute(stale[best], rounds)
         self.chosen[place] = True

@@ -7,17 +7,21 @@ restart loses nothing.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lib.errors import InputError
 from lib.files import write_json
 
 log = logging.getLogger(__name__)
+
+EXTENDED_SECONDS = 60.0
 
 
 class Lease(TypedDict):
@@ -45,6 +49,7 @@ class Leases:
         self._path = path
         self._seconds = minutes * 60
         self._lock_path = path.with_suffix(".lock")
+        self._extended: dict[str, float] = {}  # when each was extended last, by this process
 
     def offer(self, client: str, rank: Callable[[], Sequence[str]], now: float) -> str | None:
         """The case that `client` has already, else the first of `rank()` that nobody has, else None.
@@ -85,6 +90,25 @@ class Leases:
             book.leases.pop(case, None)
             book.skipped.setdefault(client, {})[case] = now + self._seconds
             self._write(book)
+
+    def extend(self, case: str, now: float) -> None:
+        """Somebody works on `case`: the lease that it has, if any, lasts from now on. At most once a minute.
+
+        Nothing is waited for: where another one holds the lock, the next call does it.
+        """
+        if now - self._extended.get(case, -math.inf) < EXTENDED_SECONDS:
+            return
+        self._extended[case] = now
+        with suppress(Timeout), self._lock().acquire(timeout=0):
+            book = self._read()
+            lease = book.leases.get(case)
+            if lease is not None and lease["until"] > now:
+                book.leases[case] = Lease(client=lease["client"], until=now + self._seconds)
+                self._write(book)
+
+    def held(self, now: float) -> set[str]:
+        """The cases that somebody has."""
+        return {case for case, lease in self.table().items() if lease["until"] > now}
 
     def table(self) -> dict[str, Lease]:
         """All leases on record, the ones that ran out included."""

@@ -19,7 +19,8 @@ ABSENT = 0.1
 class Pool:
     """`cases` (n) and what is known of each; `labels` (l) are names.
 
-    `labelled` (n,) bool. `entropy`, `border`, `disagreement` and `volume_mm3` (n, l) are NaN where a case has no score.
+    `labelled` and `held` (n,) bool: the latter are unlabelled and in somebody's hands. `entropy`, `border`,
+    `disagreement` and `volume_mm3` (n, l) are NaN where a case has no score.
     `embedding` (n, d) is NaN where there is none; each dimension has mean 0 and deviation 1. `trained` (n,) bool says
     whether the version that scored a case was trained at all.
     """
@@ -33,6 +34,7 @@ class Pool:
     volume_mm3: Array
     embedding: NDArray[np.float32]
     trained: NDArray[np.bool_]
+    held: NDArray[np.bool_]
 
     @cached_property
     def uncertainty(self) -> Array:
@@ -62,9 +64,13 @@ class Pool:
             ~np.isnan(self.embedding).any(axis=1) if self.embedding.size else np.zeros(len(self.cases), bool)
         )
 
-    def with_labelled(self, labelled: Collection[str]) -> "Pool":
-        """The same cases, of which other ones are labelled."""
-        return replace(self, labelled=np.array([case in labelled for case in self.cases], bool))
+    def with_labelled(self, labelled: Collection[str], held: Collection[str] = ()) -> "Pool":
+        """The same cases, of which other ones are labelled, and others in somebody's hands."""
+        return replace(
+            self,
+            labelled=np.array([case in labelled for case in self.cases], bool),
+            held=np.array([case in held and case not in labelled for case in self.cases], bool),
+        )
 
 
 def pool_of(
@@ -86,6 +92,7 @@ def pool_of(
         scores[..., 3],
         _embeddings(entries),
         np.array([entry is not None and entry.adapter_version > 0 for entry in entries], bool),
+        np.zeros(len(ordered), bool),
     )
 
 
@@ -101,20 +108,21 @@ def _row(entry: CaseScore | None, labels: Sequence[str]) -> list[tuple[float, ..
 
 
 def _embeddings(entries: Sequence[CaseScore | None]) -> NDArray[np.float32]:
-    """(n, d), standardised; of the base that most cases were described by."""
+    """(n, d), standardised; of the view that most cases were described in."""
     described = [entry for entry in entries if entry is not None and entry.embedding.size]
-    kinds = Counter((entry.base, len(entry.embedding)) for entry in described)
+    kinds = Counter(_kind(entry) for entry in described)
     if not kinds:
         return np.full((len(entries), 0), np.nan, np.float32)
     ((kind, _),) = kinds.most_common(1)
-    rows = np.full((len(entries), kind[1]), np.nan, np.float32)
-    places = [
-        place
-        for place, entry in enumerate(entries)
-        if entry is not None and (entry.base, len(entry.embedding)) == kind
-    ]
+    rows = np.full((len(entries), kind[2]), np.nan, np.float32)
+    places = [place for place, entry in enumerate(entries) if entry is not None and _kind(entry) == kind]
     rows[places] = standardised(np.stack([entries[place].embedding for place in places]))  # type: ignore[union-attr]
     return rows
+
+
+def _kind(entry: CaseScore) -> tuple[str, str, int]:
+    """Embeddings of one kind can be compared."""
+    return entry.base, entry.view, len(entry.embedding)
 
 
 def standardised(rows: NDArray[np.float32]) -> NDArray[np.float32]:

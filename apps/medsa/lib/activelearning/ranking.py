@@ -1,10 +1,11 @@
 """The order in which unlabelled cases are offered: pure functions of a pool and a generator, best first.
 
 The first `HEAD` of a ranking follow the strategy, one after the other; what comes behind is there so that nobody goes
-away empty, in the order of one simple measure.
+away empty, in the order of one simple measure. What others hold comes first in what looks at likeness: the next cases
+are unlike those too, and not only unlike what is labelled.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -105,12 +106,13 @@ def diversity(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
         return [Ranked(pool.cases[place], "unscored") for place in rest]
     spread = _Spread.over(pool, candidates)
     ranked: list[Ranked] = []
-    if not np.isfinite(spread.distance).all():
-        start = int(typicality(pool.embedding[candidates], rng).argmax())
-        ranked.append(Ranked(pool.cases[candidates[start]], "diverse"))
-        spread.choose(start)
-    for _ in range(min(HEAD, len(candidates)) - len(ranked)):
-        place = spread.free_argmax(spread.distance)
+    for among in _head(pool, candidates):
+        if not np.isfinite(spread.distance).all():
+            start = spread.free_argmax(typicality(pool.embedding[candidates], rng), among)
+            ranked.append(Ranked(pool.cases[candidates[start]], "diverse"))
+            spread.choose(start)
+            continue
+        place = spread.free_argmax(spread.distance, among)
         ranked.append(
             Ranked(pool.cases[candidates[place]], "diverse", None, _part(distance=spread.relative[place]))
         )
@@ -158,8 +160,8 @@ class _Spread:
         self.chosen[place] = True
         self.distance = np.minimum(self.distance, distance_to_nearest(self.rows, self.rows[[place]]))
 
-    def free_argmax(self, values: Numbers) -> int:
-        return int(np.where(self.chosen, -np.inf, values).argmax())
+    def free_argmax(self, values: Numbers, among: NDArray[np.bool_]) -> int:
+        return int(np.where(self.chosen | ~among, -np.inf, values).argmax())
 
 
 def _cold(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
@@ -171,8 +173,8 @@ def _cold(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
     percentile = dict(zip(np.flatnonzero(pool.described).tolist(), typical.tolist(), strict=True))
     coverage = _coverage(pool, candidates, rng)
     ranked: list[Ranked] = []
-    for _ in range(min(HEAD, len(candidates))):
-        place = coverage.choose(lambda gains: gains)
+    for among in _head(pool, candidates):
+        place = coverage.choose(lambda gains: gains, among)
         parts = _part(coverage=coverage.gains[place], typicality=percentile[int(candidates[place])])
         ranked.append(Ranked(pool.cases[candidates[place]], "cold", None, parts))
     left = np.flatnonzero(~coverage.chosen)
@@ -193,16 +195,24 @@ def _uncertain(pool: Pool, scored: NDArray[np.bool_], rng: np.random.Generator) 
     ranked: list[Ranked] = []
     # Where the turns have come to: a lone annotator is given the first place of one ranking after the other.
     done = int(pool.labelled.sum())
-    for turn in range(done, done + min(HEAD, len(candidates))):
+    for turn, among in enumerate(_head(pool, candidates), done):
         label = (
             turns[int(turn * STRATIFIED) % len(turns)] if _is_stratified(turn) and len(turns) > 1 else None
         )
         value = overall if label is None else drawn[:, label]
-        place = coverage.choose(partial(_worth, value, usual))
+        place = coverage.choose(partial(_worth, value, usual), among)
         ranked.append(_told(pool, candidates[place], label, coverage.gains[place], distance[place]))
     left = np.flatnonzero(~coverage.chosen)
     ordered = left[np.argsort(-overall[left], kind="stable")]
     return ranked + _later(pool, candidates[ordered]) + rest
+
+
+def _head(pool: Pool, candidates: Places) -> Iterator[NDArray[np.bool_]]:
+    """Among which of the candidates each of the first places is chosen: what somebody has, then all others."""
+    held = pool.held[candidates]
+    count = int(held.sum())
+    for place in range(min(count + HEAD, len(candidates))):
+        yield held if place < count else ~held
 
 
 def _worth(uncertainty: Numbers, usual: float, gains: Numbers) -> Numbers:

@@ -40,6 +40,16 @@ def reason_of(ranked: Ranked, pool: Pool) -> str:
             return "not scored yet; such cases come in an order that is fixed"
 
 
+def why_none(images: int, unlabelled: int, unreadable: int) -> str:
+    """Why nobody can be given a case, as one sentence; `unreadable` counts unlabelled ones."""
+    if images == 0:
+        return "There is no image here."
+    if unlabelled == 0:
+        return f"All images have a label ({images})."
+    said = f"No unlabelled case is free: of {unlabelled}, {unlabelled - unreadable} are offered to others"
+    return f"{said} and {unreadable} cannot be read." if unreadable else f"{said}."
+
+
 def _where(ranked: Ranked, pool: Pool) -> str:
     """The measure by which the case stands out most among the others, and by how much."""
     label = pool.labels.index(ranked.label) if ranked.label in pool.labels else 0

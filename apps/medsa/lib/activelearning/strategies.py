@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.activelearning.chooser import Chooser, Ranking
@@ -31,15 +30,14 @@ class LeasedStrategy(Strategy):
         super().__init__(DESCRIPTIONS[name])
         self._name, self._chooser, self._leases, self._now = name, chooser, leases, now
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
         """{"id": image id, "strategy", "rank", "of", "reason", ...}, or {} when no case is left for this client."""
         client = str(request.get("client_id") or ANONYMOUS)
         ranking: Ranking | None = None
 
         def rank() -> list[str]:
             nonlocal ranking
-            unlabelled = datastore.get_unlabeled_images()
-            ranking = self._chooser.ranking(self._name, datastore.list_images(), unlabelled)
+            ranking = self._chooser.ranking(self._name, *self._chooser.candidates(datastore))
             return [one.case for one in ranking.ranked]
 
         case = self._leases.offer(client, rank, self._now())

@@ -56,7 +56,7 @@ class MedsaClient:
         offered = _json(
             self._request("POST", f"/activelearning/{strategy}", json={"client_id": self.client_id})
         )
-        return str(offered["id"]) if offered else None
+        return str(offered["id"]) if "id" in offered else None
 
     def infer(self, model: str, case_id: str, prompts: PromptSet) -> Answer:
         """The mask for `prompts`, which hold points and no boxes."""

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import torch
 
+from lib.commands.retrain import STOPPED
 from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.commands.train import store_of
+from lib.datastore.local import MedsaDatastore
 from lib.errors import InputError
 from lib.memory import keep_freed_memory
 from lib.scoring.scores import ScoreFolder
 from lib.scoring.survey import Surveyor
 from lib.scoring.sweep import Shard, sweep
+from lib.server.parts import Parts
 from lib.trainers.children import stop_requested, stopping_by_signal
 from lib.training.clicks_first import ClicksFirst
 
@@ -33,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, app_dir: Path) -> int:
-    """Scores, and says each case; stopped in the middle it goes on where it was. Code 1 where a case could not be.
+    """Scores, and says each case; stopped in the middle it goes on where it was.
 
-    Not under torchrun: that would end all others because of it.
+    Code 1 where a case could not be, 4 where it was stopped. Neither under torchrun: that would end all others because
+    of it. Raises InputError where there is no image.
     """
     shard = shard_of(arguments.shard, os.environ)
     if torch.cuda.is_available():
@@ -43,31 +47,52 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     parts = parts_of(arguments, app_dir)
     store = store_of(parts, arguments.studies)
     keep_freed_memory()
-    clicks = ClicksFirst.under(parts.state)  # of a server on the same state folder
-    surveyor = Surveyor(parts.serving.current(), tuple(parts.settings.task.labels), lambda: _let_pass(clicks))
-    problems = 0
-    served = surveyor.served
-
-    def is_over() -> bool:
-        return stop_requested() or parts.serving.current().adapter_version != served.adapter_version
-
+    if not store.list_images():
+        raise InputError("studies", arguments.studies, "a folder or a PACS with at least one image")
     with stopping_by_signal():
-        folder = ScoreFolder(parts.scores.path, shard.number)
-        for step in sweep(store, folder, surveyor, shard, is_over):
-            problems += step.problem is not None
-            print(f"{step.case}: {step.problem or 'scored'}; {step.left} left", flush=True)
-    print(f"base {served.base}, version {served.adapter_version}: {problems} could not be scored")
-    return int(problems > 0 and "TORCHELASTIC_RUN_ID" not in os.environ)
+        while True:
+            problems, is_outdated = _score_by_one_version(parts, store, shard)
+            if not is_outdated or stop_requested():
+                break
+    if stop_requested():
+        print("score: stopped; the same command goes on with what is left")
+    code = STOPPED if stop_requested() else int(problems > 0)
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else code
 
 
 def shard_of(text: str | None, environment: "os._Environ[str] | dict[str, str]") -> Shard:
     """What `--shard` or torchrun says; all of it where neither does. Raises InputError."""
+    field, given = "shard", text
     if text is None:
-        return Shard(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
-    number, slash, count = text.partition("/")
+        if not environment.keys() & {"RANK", "WORLD_SIZE"}:
+            return Shard()
+        field, given = "RANK/WORLD_SIZE", f"{environment.get('RANK')}/{environment.get('WORLD_SIZE')}"
+    number, slash, count = str(given).partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise InputError("shard", text, "I/N with I from 0 to N - 1, such as 0/4")
+        raise InputError(field, given, "I/N with I from 0 to N - 1, such as 0/4")
     return Shard(int(number), int(count))
+
+
+def _score_by_one_version(parts: Parts, store: MedsaDatastore, shard: Shard) -> tuple[int, bool]:
+    """How many cases could not be scored by the version that serves, and whether another one serves by now."""
+    clicks = ClicksFirst.under(parts.state)  # of a server on the same state folder
+    surveyor = Surveyor(parts.serving.current(), tuple(parts.settings.task.labels), lambda: _let_pass(clicks))
+    served, problems = surveyor.served, 0
+
+    def is_outdated() -> bool:
+        return parts.serving.current().adapter_version != served.adapter_version
+
+    for step in sweep(
+        store,
+        ScoreFolder(parts.scores.path, shard.number),
+        surveyor,
+        shard,
+        lambda: stop_requested() or is_outdated(),
+    ):
+        problems += step.problem is not None
+        print(f"{step.case}: {step.problem or 'scored'}; {step.left} left", flush=True)
+    print(f"base {served.base}, version {served.adapter_version}: {problems} could not be scored", flush=True)
+    return problems, is_outdated()
 
 
 def _let_pass(clicks: ClicksFirst) -> None:

@@ -1,13 +1,13 @@
 """MONAI Label's local datastore with what it lacks: checked names and labels, history, a lasting registry.
 
-Concurrency. Shared between the server's threads: `_model`, what the registry file said when it was last
-read. Neither it nor an entry of it is ever changed in place: a change replaces entries of a draft, writes the file
-and swaps the pointer, so readers need no lock, and what stays the same is shared: copying all of ten thousand entries
-took a second. Shared between processes (training and scoring children build their own datastore): the
-registry file `datastore_v2.json` and the history's numbers, guarded by `_thread_lock` and then the file
-lock `.lock`, always in that order and together. Images and labels are read, checked and copied before the
-locks are taken; under them files are only renamed, but for a label that lies there without a version: it is
-copied into the history under the locks, so that nobody can change it between that and its replacement.
+Concurrency. Shared between the server's threads: `_signatures` of the images as they were last listed, only ever
+replaced, and `_model`, what the registry file said when it was last read. Neither it nor an entry of it is ever changed
+in place: a change replaces entries of a draft, writes the file and swaps the pointer, so readers need no lock, and what
+stays the same is shared: copying all of ten thousand entries took a second. Shared between processes (training and
+scoring children build their own datastore): the registry file `datastore_v2.json` and the history's numbers, guarded by
+`_thread_lock` and then the file lock `.lock`, always in that order and together. Images and labels are read, checked
+and copied before the locks are taken; under them files are only renamed, but for a label that lies there without a
+version: it is copied into the history under the locks, so that nobody can change it between that and its replacement.
 `last_prompts` guards itself and is asked outside of these locks.
 """
 
@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class MedsaDatastore(LocalDatastore):
         self._thread_lock = threading.RLock()
         self._file_lock = FileLock(Path(studies) / ".lock", thread_local=False)
         self._signature: Signature | None = None
+        self._signatures: Mapping[str, str] = {}
         self._folder_changed = threading.Event()
         self.history = LabelHistory(Path(studies))
         super().__init__(studies, extensions=EXTENSIONS, auto_reload=auto_reload, read_only=read_only)
@@ -97,6 +98,22 @@ class MedsaDatastore(LocalDatastore):
                 "image", image_id, f"one of the {len(self.list_images())} image ids of this server"
             )
         return Path(uri)
+
+    def image_signature(self, image_id: str) -> str:
+        """Tells the image's file from another one that has its name at another time; "" where there is none."""
+        entry = self._datastore.objects.get(image_id)
+        return "" if entry is None else self._signatures_of({image_id: entry.image.ext}).get(image_id, "")
+
+    def image_signatures(self) -> Mapping[str, str]:
+        """The signatures of all images, as they were when the folder was last looked through."""
+        unknown = {
+            case: entry.image.ext
+            for case, entry in self._datastore.objects.items()
+            if case not in self._signatures
+        }
+        if unknown:  # of another process, or uploaded
+            self._signatures = {**self._signatures, **self._signatures_of(unknown)}
+        return self._signatures
 
     def label_path(self, label_id: str, tag: str) -> Path:
         """The current label's file; raises NotFoundError where there is none."""
@@ -314,6 +331,7 @@ class MedsaDatastore(LocalDatastore):
     def _reconcile_datastore(self) -> None:
         with self._transaction() as draft:
             images = self._images_found()
+            self._signatures = self._signatures_of(images)
             labels_folder = Path(draft.label_path(None))
             tags = sorted(entry.name for entry in labels_folder.iterdir() if entry.is_dir())
             labels = {tag: self._suffixes_by_id(labels_folder / tag, LABEL_SUFFIXES) for tag in tags}
@@ -325,6 +343,15 @@ class MedsaDatastore(LocalDatastore):
     def _images_found(self) -> dict[str, str]:
         """Id -> suffix of all images there are."""
         return self._suffixes_by_id(Path(self._datastore_path), SUFFIXES)
+
+    def _signatures_of(self, images: Mapping[str, str]) -> dict[str, str]:
+        """Id -> signature; `images` are id -> suffix. Without reading any: by size and time of the last change."""
+        found = {}
+        for image_id, suffix in images.items():
+            with suppress(OSError):  # removed meanwhile
+                stat = os.stat(Path(self._datastore_path) / self._filename(image_id, suffix))
+                found[image_id] = f"{stat.st_size} {stat.st_mtime_ns}"
+        return found
 
     def _suffixes_by_id(self, folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
         """Id -> suffix of the images or labels in `folder`; of two with one id the first by name counts."""

@@ -265,6 +265,11 @@ class PacsDatastore(MedsaDatastore):
         """All that is listed, fetched or not; what was fetched and is not listed any more is not offered."""
         return dict.fromkeys(sorted(self.series.entries()), IMAGE_SUFFIX)
 
+    def _signatures_of(self, images: Mapping[str, str]) -> dict[str, str]:
+        """A series may grow; what was fetched is made anew then."""
+        entries = self.series.entries()
+        return {image: f"{entries[image].instances} instances" for image in images if image in entries}
+
 
 def _on_grid(grid: SeriesGrid) -> Volume:
     """A volume of that grid with nothing in it, which takes no memory."""

@@ -57,6 +57,11 @@ class SeriesFolder:
                 found[series] = entry
         return found
 
+    def is_changing(self) -> bool:
+        """Whether a series was new at the last look, or had another number of instances than before."""
+        listed = [_stored(stored) for stored in read_json(self.root / "series.json").values()]
+        return any(entry is not None and not settled for entry, settled in listed)
+
     def unusable(self) -> dict[str, str]:
         """Series that cannot be annotated, with the reason."""
         return {

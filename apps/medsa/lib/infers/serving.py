@@ -45,6 +45,7 @@ class Served:
     reason: str
     adapter_version: int
     predictor: Predictor
+    base_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class ServingModel:
             model, key, view.intensity, view.slice_axis, self.cache, view.device, self.turns
         )
         log.info("adapter version %d answers now", version)
-        return Served(base.name, base.reason, version, predictor)
+        return Served(base.name, base.reason, version, predictor, base.sha256)
 
     def _note_failure(self, version: int, text: str) -> None:
         if self._failed != (version, text):

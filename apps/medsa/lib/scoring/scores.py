@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 STORED = np.dtype("<f2")  # half precision, little endian
 MOST_EXAMPLES = 3  # of cases that could not be scored
+MOST_TRIES = 3  # of a case that fails for a reason which may pass, such as too little memory
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,24 @@ class LabelScore:
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """What scores are by: `model` names weights, labels and how images are shown, `view` all that embeddings rest on.
+
+    Scores of one model can be compared, and embeddings of one view. Version numbers would not do: they begin anew where
+    a state folder is emptied, and settings change without them.
+    """
+
+    model: str
+    view: str
+
+
+@dataclass(frozen=True)
 class CaseScore:
     """What the version `adapter_version` of `base` says of one case, or why it could not be asked (`error`).
 
     `embedding` (d,) float32 describes the image, whatever the version is, empty where there is none; `slice_index` is
-    where it is least sure.
+    where it is least sure. `image` is the signature of the file that was scored, `model` and `view` are the Stamp's.
+    An image that is `unreadable` stays so; any other error may be one of the moment, `tries` counts them.
     """
 
     base: str
@@ -66,6 +80,20 @@ class CaseScore:
     seconds: float = 0.0
     error: str | None = None
     time: float = field(default_factory=time.time)
+    image: str = ""
+    model: str = ""
+    view: str = ""
+    unreadable: bool = False
+    tries: int = 0
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same model would say the same of the same file, as far as one can tell."""
+        return self.error is None or self.unreadable or self.tries >= MOST_TRIES
+
+    def describes(self, view: str, image: str) -> bool:
+        """Whether the embedding is of that file, and can be compared with others of that view."""
+        return (self.view, self.image) == (view, image) and self.embedding.size > 0
 
     @cached_property
     def uncertainty(self) -> float | None:
@@ -96,17 +124,30 @@ class ScoreTable:
 
     cases: Mapping[str, CaseScore]
 
-    def is_current(self, case: str, base: str, adapter_version: int) -> bool:
-        """Whether this version has scored the case, or failed to."""
+    def is_current(self, case: str, model: str, image: str) -> bool:
+        """Whether this model has scored this file of the case, or failed to for good."""
         entry = self.cases.get(case)
-        return entry is not None and (entry.base, entry.adapter_version) == (base, adapter_version)
+        return entry is not None and (entry.model, entry.image) == (model, image) and entry.is_final
 
-    def due(self, candidates: Iterable[str], base: str, adapter_version: int) -> list[str]:
-        """The candidates that this version has not scored yet, the most promising first.
+    def is_described(self, case: str, view: str, image: str) -> bool:
+        """Whether it is known what this file of the case is like, or that this cannot be known."""
+        entry = self.cases.get(case)
+        return entry is not None and (
+            entry.describes(view, image)
+            or (entry.error is not None and entry.is_final and entry.image == image)
+        )
+
+    @cached_property
+    def unreadable(self) -> Mapping[str, str]:
+        """Case -> signature of the file that could not be read."""
+        return {case: entry.image for case, entry in self.cases.items() if entry.unreadable}
+
+    def due(self, images: Mapping[str, str], model: str) -> list[str]:
+        """The cases that this model has not scored yet, the most promising first; `images` are case -> signature.
 
         By what an earlier version was uncertain about; a case that none has seen counts as the middle of those.
         """
-        missing = [case for case in candidates if not self.is_current(case, base, adapter_version)]
+        missing = [case for case, image in images.items() if not self.is_current(case, model, image)]
         known = {
             case: entry.uncertainty
             for case in missing
@@ -144,6 +185,13 @@ class ScoreFolder:
     def picture(self, case: str) -> Path:
         """Of one case, whatever its id holds."""
         return self.pictures / f"{stable_order(case)[:32]}.png"
+
+    def has_picture(self, case: str, image: str) -> bool:
+        """Whether the picture is of the file with the signature `image`: not of one that had its name before."""
+        entry = self.table().cases.get(case)
+        return (
+            entry is not None and (entry.error, entry.image) == (None, image) and self.picture(case).is_file()
+        )
 
     def table(self) -> ScoreTable:
         """All scores on record now; the same object as long as nothing was added."""
@@ -239,17 +287,18 @@ def _take(cases: dict[str, CaseScore], line: bytes) -> None:
         cases[case] = entry
 
 
-def progress_of(table: ScoreTable, candidates: Collection[str], base: str, version: int) -> dict[str, Any]:
+def progress_of(table: ScoreTable, images: Mapping[str, str], model: str) -> dict[str, Any]:
     """How far scoring is with the cases that matter, for people: {"scored", "of", "failed", "examples"}.
 
-    `failed` is how many could not be scored, `examples` are the first of them with the reason.
+    `images` are case -> signature; `failed` is how many could not be scored, `examples` are the first of them with the
+    reason.
     """
-    current = [case for case in candidates if table.is_current(case, base, version)]
+    current = [case for case, image in images.items() if table.is_current(case, model, image)]
     failed = sorted(case for case in current if table.cases[case].error is not None)
     examples = {case: table.cases[case].error for case in failed[:MOST_EXAMPLES]}
     return {
         "scored": len(current) - len(failed),
-        "of": len(candidates),
+        "of": len(images),
         "failed": len(failed),
         "examples": examples,
     }

@@ -1,5 +1,6 @@
 """One case seen by one model, without a click: how sure it is, what it expects, and what the image is like."""
 
+import hashlib
 import io
 import time
 import zlib
@@ -15,7 +16,7 @@ from lib.infers.serving import Served
 from lib.model.medsa import MedSA
 from lib.predictor import Study
 from lib.scoring.measures import INSIDE, Probability, binary_entropy, entropy_of
-from lib.scoring.scores import CaseScore, LabelScore
+from lib.scoring.scores import CaseScore, LabelScore, Stamp
 from lib.scoring.variations import instability, thinned
 from lib.training.slabs import SMALLEST_GRID
 from lib.transforms.geometry import slice_axis
@@ -53,6 +54,7 @@ class Surveyor:
         varied: bool = True,
     ) -> None:
         self.served, self._labels, self._pause, self._is_varied = served, tuple(labels), pause, varied
+        self.stamp = stamp_of(served, labels)
         self._thinned: tuple[MedSA, ...] | None = None
         self._plain: MedSA | None = None
 
@@ -82,6 +84,8 @@ class Surveyor:
             embedding_of(study, self._plain) if embedding is None else embedding,
             study.slices[row],
             round(time.perf_counter() - started, 3),
+            model=self.stamp.model,
+            view=self.stamp.view,
         )
         return Surveyed(score, picture)
 
@@ -104,6 +108,14 @@ class Surveyor:
         return LabelScore(
             round(entropy.inside, 5), round(entropy.border, 5), round(varied, 5), round(volume_mm3, 1)
         )
+
+
+def stamp_of(served: Served, labels: Sequence[str]) -> Stamp:
+    """What the scores of `labels` by `served` are by."""
+    predictor = served.predictor
+    shown = f"{served.base} {served.base_sha256} {predictor.intensity!r} {predictor.slice_axis}"
+    said = f"{shown} {predictor.model_key} {served.adapter_version} {sorted(labels)}"
+    return Stamp(_digest(said), _digest(shown))
 
 
 def plain_network(model: MedSA) -> MedSA:
@@ -152,6 +164,10 @@ def draw_picture(plane: NDArray[np.float32], answers: Sequence[Probability], stu
     stream = io.BytesIO()
     picture.quantize(64).save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _least_sure(answers: Sequence[Probability]) -> int:

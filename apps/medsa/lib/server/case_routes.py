@@ -79,10 +79,9 @@ def _add_offer_routes(
     )
     def picture(image: str, user: AnyUser) -> Response:
         _check_image(store, image)
-        try:
-            content = scores.picture(image).read_bytes()
-        except FileNotFoundError as error:
-            raise NotFoundError("image", image, "a case that was scored") from error
+        if not scores.has_picture(image, store.image_signature(image)):
+            raise NotFoundError("image", image, "a case that was scored")
+        content = scores.picture(image).read_bytes()
         return Response(content, media_type="image/png", headers={"cache-control": "no-store"})
 
 

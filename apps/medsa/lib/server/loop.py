@@ -144,8 +144,7 @@ class Housekeeping:
             if action == "train":
                 self._start_training(situation)
             elif action == "score":
-                self._tried, self._tried_at = situation.unscored, time.monotonic()
-                AsyncTask.run("scoring", request={"method": "medsa"})
+                self._start_scoring()
         return action
 
     def is_training(self) -> bool:
@@ -190,6 +189,12 @@ class Housekeeping:
         if start_training(RunRequest("incremental", trigger)) is not None:
             self.attempts.note_start(queue)
             self._tried_queue = queue
+
+    def _start_scoring(self) -> None:
+        self._queue.look_again()
+        self._tried, self._tried_at = self._queue.unscored(), time.monotonic()
+        if self._tried:
+            AsyncTask.run("scoring", request={"method": "medsa"})
 
     def _note_failure(self, training: bool) -> None:
         """Looks whether what was started has ended, and left its labels as they were."""

@@ -8,7 +8,9 @@ from urllib.parse import quote, urlencode
 
 from lib.activelearning.chooser import DEFAULT, Ranking
 from lib.activelearning.leases import Lease
+from lib.activelearning.reasons import why_none
 from lib.scoring.scores import ScoreFolder, progress_of
+from lib.scoring.survey import stamp_of
 from lib.server.curve import Point, curve_points, draw_curve
 from lib.server.loop import Housekeeping, status
 from lib.server.parts import Parts, describe_base
@@ -95,9 +97,8 @@ def page_state(
 ) -> PageState:
     """The state of things at `now`."""
     base, releases = describe_base(parts.serving), overview(parts.releases)
-    unlabelled = store.get_unlabeled_images()
-    ranking = parts.chooser.ranking(DEFAULT, store.list_images(), unlabelled)
-    following = next_case(ranking, parts.leases.table(), now)
+    ranking = parts.chooser.ranking(DEFAULT, *parts.chooser.candidates(store))
+    following = next_case(ranking, parts.leases.table(), now) or NextCase(None, why_no_case(parts, store))
     entries = [explain(record) for record in parts.releases.records()]
     return PageState(
         task=parts.settings.task.name,
@@ -121,9 +122,9 @@ def page_state(
         next_case=replace(
             following,
             link=ohif_link(store, following.case),
-            picture=picture_link(parts.scores, following.case),
+            picture=picture_link(parts.scores, store, following.case),
         ),
-        scoring=scoring_text(scoring_progress(parts, unlabelled)),
+        scoring=scoring_text(scoring_progress(parts, store)),
     )
 
 
@@ -178,13 +179,18 @@ def when_it_starts(
     return text
 
 
-def next_case(ranking: Ranking, leases: Mapping[str, Lease], now: datetime) -> NextCase:
-    """The first of the ranking that nobody has on lease, with the reason."""
+def why_no_case(parts: Parts, store: Any) -> str:
+    """Why nobody can be given one now."""
+    unlabelled, candidates = store.get_unlabeled_images(), parts.chooser.candidates(store)
+    return why_none(len(store.list_images()), len(unlabelled), len(unlabelled) - len(candidates.unlabelled))
+
+
+def next_case(ranking: Ranking, leases: Mapping[str, Lease], now: datetime) -> NextCase | None:
+    """The first of the ranking that nobody has on lease, with the reason; None where there is none."""
     held = {case for case, lease in leases.items() if lease["until"] > now.timestamp()}
     case = next((one.case for one in ranking.ranked if one.case not in held), None)
     if case is None:
-        count = len(ranking.ranked)
-        return NextCase(None, f"No unlabelled case is free; {count} of {count} are offered already.")
+        return None
     about = ranking.about(case)
     reason = about["reason"]
     return NextCase(
@@ -192,12 +198,14 @@ def next_case(ranking: Ranking, leases: Mapping[str, Lease], now: datetime) -> N
     )
 
 
-def scoring_progress(parts: Parts, unlabelled: Sequence[str]) -> dict[str, Any]:
+def scoring_progress(parts: Parts, store: Any) -> dict[str, Any]:
     """How far scoring is with the version that serves; see `progress_of`. Empty before the model was loaded."""
     served = parts.serving.served
     if served is None:
         return {}
-    return progress_of(parts.scores.table(), unlabelled, served.base, served.adapter_version)
+    images, unlabelled = store.image_signatures(), store.get_unlabeled_images()
+    stamp = stamp_of(served, tuple(parts.settings.task.labels))
+    return progress_of(parts.scores.table(), {case: images.get(case, "") for case in unlabelled}, stamp.model)
 
 
 def scoring_text(progress: Mapping[str, Any]) -> str:
@@ -211,9 +219,9 @@ def scoring_text(progress: Mapping[str, Any]) -> str:
     return text
 
 
-def picture_link(scores: ScoreFolder, case: str | None) -> str | None:
+def picture_link(scores: ScoreFolder, store: Any, case: str | None) -> str | None:
     """Where the picture of the case is, from the page; None where there is none."""
-    if case is None or not scores.picture(case).is_file():
+    if case is None or not scores.has_picture(case, store.image_signature(case)):
         return None
     return f"cases/{quote(case, safe='')}/picture.png"
 

@@ -1,5 +1,6 @@
 """Everything the app is made of, built from its settings; nothing is loaded or started here."""
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,6 +84,13 @@ def build_parts(app_dir: Path, conf: Mapping[str, str]) -> Parts:
     releases, volumes = Releases(state), VolumeCache()
     serving = _serving_model(settings, app_dir, state, releases)
     scores = ScoreFolder(state / "scores")
+    leases = Leases(state / "leases.json", settings.serving.lease_minutes)
+    chooser = Chooser(
+        scores,
+        tuple(settings.task.labels),
+        settings.training.seed,
+        held=lambda: leases.held(time.time()),
+    )
     return Parts(
         settings,
         app_dir,
@@ -90,10 +98,10 @@ def build_parts(app_dir: Path, conf: Mapping[str, str]) -> Parts:
         releases,
         serving,
         volumes,
-        Leases(state / "leases.json", settings.serving.lease_minutes),
+        leases,
         Warmer(serving, volumes),
         scores,
-        Chooser(scores, tuple(settings.task.labels), settings.training.seed),
+        chooser,
     )
 
 

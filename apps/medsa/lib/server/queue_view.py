@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import NotFoundError
+from lib.scoring.survey import stamp_of
 from lib.scoring.sweep import to_score
 from lib.server.parts import Parts
 from lib.trainers.medsa_trainer import FINAL
@@ -72,7 +73,14 @@ class QueueView:
     def unscored(self) -> tuple[str, ...]:
         """Cases that are to be scored, in order; none before the model was loaded."""
         served = self._parts.serving.served
-        return () if served is None else tuple(to_score(self._store, self._parts.scores, served))
+        if served is None:
+            return ()
+        stamp = stamp_of(served, tuple(self._parts.settings.task.labels))
+        return tuple(to_score(self._store, self._parts.scores, stamp))
+
+    def look_again(self) -> None:
+        """Has the datastore list its images anew, where nobody tells it of a change, as on a network's share."""
+        self._store.refresh()
 
     def _records_signature(self) -> RecordsSignature:
         try:

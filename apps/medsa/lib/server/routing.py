@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
 Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+SLICERS_DEFAULT = "user-xyz"  # of the setting "Client/User-ID" of its MONAI Label module
 LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", *RAW_SUFFIXES)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -114,14 +115,15 @@ def json_object(field: str, text: str | None) -> dict[str, Any]:
 def author(user: User, params: dict[str, Any], request: Request) -> str:
     """Who asks: the account where there are accounts, else what the client calls itself, else its address.
 
-    OHIF sends neither, so all OHIF users behind one address are one client.
+    OHIF's own panel sends neither, so all its users behind one address are one client. What 3D Slicer calls everybody
+    who has not changed it is no name: the address is added.
     """
     if settings.MONAI_LABEL_AUTH_ENABLE:
         return user.username
-    client = params.get("client_id")
+    client, host = params.get("client_id"), request.client.host if request.client else ""
     if isinstance(client, str) and client:
-        return client
-    return f"host {request.client.host}" if request.client else "unknown"
+        return f"{client} at {host}" if client == SLICERS_DEFAULT and host else client
+    return f"host {host}" if host else "unknown"
 
 
 def known_suffix(file_name: str, suffixes: tuple[str, ...] = SUFFIXES) -> str:

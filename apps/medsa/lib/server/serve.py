@@ -60,15 +60,16 @@ def begin_serving(app: Any, parts: Parts) -> None:
 
 def _begin_ranking(parts: Parts, store: Any) -> "Future[Ranking]":
     """So that the first annotator does not wait for it."""
-    return parts.chooser.prepare(DEFAULT, store.list_images(), store.get_unlabeled_images())
+    return parts.chooser.prepare(DEFAULT, *parts.chooser.candidates(store))
 
 
 def upcoming_images(parts: Parts, store: Any) -> list[Path]:
     """The unlabelled images on lease, the one offered last first, then the one that is offered next."""
-    unlabelled = set(store.get_unlabeled_images())
-    leases = parts.leases.table()
-    leased = sorted(unlabelled & leases.keys(), key=lambda case: leases[case]["until"], reverse=True)
-    ranking = parts.chooser.ranking(DEFAULT, store.list_images(), unlabelled)
+    candidates, leases = parts.chooser.candidates(store), parts.leases.table()
+    leased = sorted(
+        leases.keys() & set(candidates.unlabelled), key=lambda case: leases[case]["until"], reverse=True
+    )
+    ranking = parts.chooser.ranking(DEFAULT, *candidates)
     following = next((one.case for one in ranking.ranked if one.case not in leases), None)
     wanted = leased if following is None else [*leased, following]
     return [path for case in wanted if (path := _image_of(store, case)) is not None]

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import threading
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,10 +71,16 @@ def watch(store: Any, seconds: float) -> threading.Event:
 
 
 def look_once(store: Any) -> None:
-    """Asks a PACS for its list; nothing for a folder. Labels are sent and taken by the server alone."""
+    """Asks a PACS for its list; nothing for a folder. Labels are sent and taken by the server alone.
+
+    Where a series is new it asks again a moment later: only what two looks have found alike is complete.
+    """
     if isinstance(store, PacsDatastore):
         try:
             store.list_series()
+            if store.series.is_changing():
+                time.sleep(FIRST_S)
+                store.list_series()
         except PacsError as error:
             log.warning("PACS: %s; what is known of it counts", error)
 

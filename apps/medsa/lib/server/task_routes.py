@@ -9,7 +9,7 @@ from monailabel.endpoints import train as train_endpoint
 from lib.errors import InputError, NotFoundError, TrainingError
 from lib.server.child_trainings import stop_training
 from lib.server.loop import Housekeeping, status
-from lib.server.page import running_training, scoring_progress
+from lib.server.page import running_training, scoring_progress, why_no_case
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, author
 from lib.server.store import pacs_status
@@ -30,7 +30,9 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
     def next_case(request: Request, strategy: str, user: AnyUser, params: Params = None) -> Any:
         given = params or {}
         found = app.next_sample({**given, "strategy": strategy, "client_id": author(user, given, request)})
-        return {**found, **app.datastore().get_image_info(found["id"])} if found else {}
+        if not found:
+            return {"message": why_no_case(parts, app.datastore())}
+        return {**app.datastore().get_image_info(found["id"]), **found}
 
     @router.post("/scoring/{method}", tags=["Scoring"], summary="Score the unlabelled cases")
     def score(method: str, user: Annotator, params: Params = None, run_sync: bool = False) -> Any:
@@ -48,7 +50,7 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
         about = describe_base(parts.serving) | status(parts, housekeeping)
         running = running_training(MedsaTrainer(parts.train, parts.state).stats())
         about["training_progress"] = running and {"percent": running.percent, "doing": running.doing}
-        about["scores"] = scoring_progress(parts, app.datastore().get_unlabeled_images())
+        about["scores"] = scoring_progress(parts, app.datastore())
         return about | {"warming": parts.warmer.progress(), "pacs": pacs_status(app.datastore())}
 
     return router

@@ -294,7 +294,7 @@ class Dock {
   async take(client) {
     const found = await nextCase(client);
     if (!found.id) {
-      this.say('No case without a label is left for you.');
+      this.say(found.message);
       return;
     }
     const text = `Case ${found.rank} of ${found.of}: ${found.reason}.`;
