@@ -11,7 +11,7 @@ APP = Path(__file__).resolve().parent.parent / "apps" / "medsa"
 
 LAYERS = (
     ("errors", "files", "memory", "version"),
-    ("readers", "settings"),
+    ("device_memory", "readers", "settings"),
     ("volume", "prompts", "transforms", "model"),
     ("bases", "dicom", "download", "embeddings", "honour", "propagation", "turns"),
     ("conversation", "object_query", "voxels"),

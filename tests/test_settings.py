@@ -288,6 +288,7 @@ def test_a_night_is_off_or_a_time_or_a_mapping() -> None:
         ("soon", "nightly", "valid dictionary"),
         ("{", "nightly", "a YAML mapping, or off"),
         ('{"at":"2:00"}', "nightly.at", "pattern"),
+        ("{at: 22:30}", "nightly.at", "HH:MM in quotes"),
         ('{"at":"02:00","time_zone":"Mars"}', "nightly.time_zone", "the name of a time zone"),
         ('{"at":"02:00","max_hours":0}', "nightly.max_hours", "greater than 0"),
         ('{"at":"02:00","max_hours":25}', "nightly.max_hours", "less than or equal to 24"),

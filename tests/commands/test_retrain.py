@@ -136,7 +136,9 @@ def test_where_another_training_was_quicker_it_says_so(
     assert not Releases(state).records()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--minutes", "-1"), ("--minutes", "nan"), ("--wait", "-2")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--minutes", "-1"), ("--minutes", "0"), ("--minutes", "nan"), ("--wait", "-2")]
+)
 def test_a_time_that_is_none_is_refused(
     studies: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lib.datastore.lastprompts import LastPrompts
-from lib.errors import InputError, NotFoundError
-from lib.infers.answer import answer
+from lib.errors import BusyError, InputError, NotFoundError
+from lib.infers.answer import MEMORY_SECONDS, answer, with_memory
 from lib.turns import Asker
 
 
@@ -52,6 +52,47 @@ def test_an_id_becomes_the_images_file(tasks: dict[str, Any], store: Store) -> N
     result = answer(tasks, store, {"model": "medsa", "image": "a"})
     assert result["params"]["image"] == "/studies/a.nii.gz"
     assert result["file"] == result["label"]
+
+
+def test_a_click_waits_for_memory_that_training_gives_back() -> None:
+    """Out of memory in the middle of a training's step: it makes room before its next one."""
+    now, tries = [0.0], []
+
+    def work() -> str:
+        tries.append(now[0])
+        if len(tries) < 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return "mask"
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    assert with_memory(work, None, lambda: now[0], sleep) == "mask"
+    assert len(tries) == 3
+
+
+@pytest.mark.parametrize(("deadline", "seconds"), [(None, MEMORY_SECONDS), (2.0, 2.0)])
+def test_it_does_not_wait_for_ever(deadline: float | None, seconds: float) -> None:
+    now = [0.0]
+
+    def work() -> str:
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    def sleep(step: float) -> None:
+        now[0] += step
+
+    with pytest.raises(BusyError, match="memory is full") as refused:
+        with_memory(work, Asker("ann", deadline=deadline), lambda: now[0], sleep)
+    assert refused.value.http_status == 503
+    assert seconds <= now[0] < seconds + 1
+
+
+def test_another_error_is_told_at_once(tasks: dict[str, Any], store: Store) -> None:
+    def broken(request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        answer({"medsa": broken}, store, {"model": "medsa", "image": "a"})
 
 
 def test_only_the_server_can_name_a_file(tasks: dict[str, Any], store: Store) -> None:

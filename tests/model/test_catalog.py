@@ -40,6 +40,8 @@ def catalog(fetch_file: object) -> BaseCatalog:
         (BaseRequest(has_gpu=True), offline, "vit_t", "cannot be fetched"),
         (BaseRequest(has_gpu=True, published_on="vit_t"), fetched, "vit_t", "published"),
         (BaseRequest(published_on="vit_b"), fetched, "vit_b", "published"),
+        (BaseRequest(has_gpu=True, served_on="vit_t"), fetched, "vit_t", "the server here uses it"),
+        (BaseRequest(published_on="vit_b", served_on="vit_t"), fetched, "vit_b", "published"),
         (BaseRequest(base="vit_b"), fetched, "vit_b", "asked for"),
         (BaseRequest(base="vit_t", published_on="vit_b"), fetched, "vit_t", "asked for"),
     ],

@@ -103,8 +103,7 @@ class Server:
             unscored=tuple,
             newest=lambda cases: None,
         )
-        monkeypatch.setattr(loop, "tasks", lambda method: self.tasks if method == "train" else [])
-        monkeypatch.setattr(loop, "processes", lambda method: {})
+        monkeypatch.setattr(loop, "is_active", lambda method: method == "train" and bool(self.tasks))
         monkeypatch.setattr(loop, "running_training", lambda: self.tasks[0] if self.tasks else None)
         monkeypatch.setattr(loop, "start_training", self._start)
         monkeypatch.setattr(loop, "stop_training", self._stop)

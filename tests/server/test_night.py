@@ -67,6 +67,15 @@ def test_what_is_left_of_the_window_bounds_it(world: World) -> None:
     assert world.started[0].until == MIDNIGHT.replace(hour=6)
 
 
+def test_a_server_that_comes_up_at_the_end_of_the_window_leaves_it_to_the_next_night(world: World) -> None:
+    world.labels = {f"case{number}": "1" for number in range(200)}
+    world.now = MIDNIGHT.replace(hour=5, minute=59)
+    assert not world.night.look()
+    assert (world.started, world.room, world.file.read().starts) == ([], 0, 0)
+    world.now = MIDNIGHT.replace(day=11)
+    assert world.night.look()
+
+
 def test_while_another_training_runs_it_waits(world: World) -> None:
     world.running = {"id": "1"}
     assert not world.night.look()

@@ -1,6 +1,7 @@
 """The app's parts, built from settings."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from lib.errors import SettingsError
 from lib.model.adapter_io import AdapterConfig
 from lib.model.catalog import BaseCatalog, BaseRequest
 from lib.server import parts as parts_module
-from lib.server.parts import build_parts, describe_base
+from lib.server.parts import build_parts, describe_base, note_base
 from lib.trainers.children import SERVER_BASE
 
 APP = Path(parts_module.__file__).resolve().parents[2]
@@ -103,6 +104,19 @@ def test_auto_stays_with_the_base_of_what_was_published(
 
 def test_nothing_was_published(chosen: Callable[[str], BaseRequest]) -> None:
     assert chosen("auto") == BaseRequest(has_gpu=chosen("auto").has_gpu)
+
+
+def test_commands_use_the_base_that_the_server_chose_last(
+    chosen: Callable[[str], BaseRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEDSA_SERVER_PID", raising=False)
+    note_base(tmp_path / "s", "vit_b")
+    assert chosen("auto").served_on == "vit_b"
+    monkeypatch.setenv("MEDSA_SERVER_PID", str(os.getpid()))
+    assert chosen("auto").served_on is None, "the server itself follows the machine"
+    monkeypatch.delenv("MEDSA_SERVER_PID")
+    note_base(tmp_path / "s", "another")
+    assert chosen("auto").served_on is None
 
 
 def test_children_use_the_base_that_the_server_chose(

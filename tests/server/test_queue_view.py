@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from lib.server import parts as parts_module
+from lib.server import queue_view
 from lib.server.parts import Parts, build_parts
 from lib.server.queue_view import QueueView
-from lib.training.releases import Releases
+from lib.training import releases
+from lib.training.account import explain
 
 APP = Path(parts_module.__file__).resolve().parents[2]
 
@@ -79,16 +81,21 @@ def test_a_failed_run_leaves_the_queue(parts: Parts, store: Any) -> None:
 def test_the_records_are_parsed_again_only_when_there_are_more(
     parts: Parts, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[int] = []
-    records = Releases.records
-    monkeypatch.setattr(Releases, "records", lambda self: reads.append(1) or records(self))
+    told: list[Any] = []
+    monkeypatch.setattr(queue_view, "explain", lambda record: told.append(record) or explain(record))
+    parsed: list[str] = []
+    parse = releases._parse
+    monkeypatch.setattr(releases, "_parse", lambda line: parsed.append(line) or parse(line))
     queue = QueueView(parts, store)
-    for expected in ([], [1], [1, 2]):
+    for count in (1, 2):
+        parts.releases.record({"decision": "failed", "number": count})
+        parsed.clear()
+        told.clear()
         for _ in range(3):
             queue.pending()
-            assert [record["number"] for record in queue.records()] == expected
-        parts.releases.record({"decision": "failed", "number": len(expected) + 1})
-    assert len(reads) == 3
+            assert [record["number"] for record in queue.records()] == [1, 2][:count]
+            assert len(queue.entries()) == count
+        assert (len(parsed), len(told)) == (count, count)
 
 
 def test_labelled_images_are_counted(parts: Parts, store: Any) -> None:

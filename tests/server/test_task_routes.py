@@ -1,15 +1,19 @@
 """What the training routes refuse before anything starts."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from filelock import FileLock
 from monailabel.endpoints import train as train_endpoint
 from starlette.testclient import TestClient
 
+from lib.files import write_json
 from lib.server.task_routes import task_router
+from lib.training.request import RunRequest
 
 
 @pytest.fixture
@@ -33,13 +37,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def client() -> TestClient:
+def client(tmp_path: Path) -> TestClient:
     store = SimpleNamespace(get_labeled_images=lambda: ["a", "b", "c"])
     housekeeping: Any = SimpleNamespace(for_a_person=nullcontext, note_stop=lambda: None)
     app: Any = SimpleNamespace(datastore=lambda: store, info=lambda: {"trainers": {"medsa": {}}})
-    unused: Any = None
+    parts: Any = SimpleNamespace(state=tmp_path)
     server = FastAPI()
-    server.router.routes[0:0] = task_router(app, unused, housekeeping).routes
+    server.router.routes[0:0] = task_router(app, parts, housekeeping).routes
     return TestClient(server)
 
 
@@ -105,8 +109,12 @@ def test_a_form_of_another_sites_page_starts_nothing(
     [
         ("kind", "whole", "one of incremental, full"),
         ("start", "v7", "one of champion, base"),
-        ("minutes", -1, "a number of minutes above 0"),
-        ("minutes", "long", "a number of minutes above 0"),
+        ("minutes", -1, "a number of minutes above 0 and below 10000"),
+        ("minutes", 20000, "a number of minutes above 0 and below 10000"),
+        ("minutes", "long", "a number of minutes above 0 and below 10000"),
+        ("gpus", 1, 'a text: "all", or numbers of GPUs with commas, as "0" or "0,1"'),
+        ("gpus", [0, 1], 'a text: "all", or numbers of GPUs with commas, as "0" or "0,1"'),
+        ("gpus", "0;rm", 'a text: "all", or numbers of GPUs with commas, as "0" or "0,1"'),
     ],
 )
 def test_a_bad_request_is_refused_before_anything_is_stopped_or_started(
@@ -116,6 +124,22 @@ def test_a_bad_request_is_refused_before_anything_is_stopped_or_started(
     assert answer.status_code == 422
     assert answer.json()["detail"] == f"{field}: {value!r} is not accepted; allowed: {allowed}"
     assert asked == []
+
+
+@pytest.mark.parametrize("path", ["/train/medsa", "/train/"])
+def test_nothing_else_is_passed_on(client: TestClient, asked: list[dict[str, Any]], path: str) -> None:
+    """What MONAI Label's executor cannot start a process with, it would keep as about to begin."""
+    body = {"gpus": "0,1", "bundle_path": "/elsewhere", "name": "x" * 200_000, "max_epochs": 50}
+    assert client.post(path, json=body).status_code == 200
+    assert asked == [{**RunRequest().to_json(), "gpus": "0,1"}]
+
+
+def test_a_training_of_another_program_is_not_called_stopped(client: TestClient, tmp_path: Path) -> None:
+    write_json(tmp_path / "progress.json", {"pid": 4321})
+    with FileLock(tmp_path / "training.lock"):
+        answer = client.delete("/train/")
+    assert answer.status_code == 409
+    assert "another program's (process 4321)" in answer.json()["detail"]
 
 
 def test_stopping_where_nothing_runs_is_no_error(client: TestClient) -> None:

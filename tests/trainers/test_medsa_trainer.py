@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lib.errors import TrainingError
+from lib.errors import PacsError, TrainingError, VolumeError
 from lib.prompts.promptset import PromptSet
-from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases
+from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases, training_cases
 from lib.training.cases import CaseFile
 from lib.training.record import RunRecord
 from lib.training.releases import write_json
@@ -38,6 +38,18 @@ def test_the_labelled_cases_are_those_with_a_final_label() -> None:
     first, second = labelled_cases(Store())
     assert first == CaseFile("a", Path("/studies/a.nii.gz"), Path("/studies/labels/final/a.nii.gz"))
     assert second.case_id == "b"
+
+
+def test_an_image_that_cannot_be_had_costs_that_case_alone() -> None:
+    class Away(Store):
+        def get_image_uri(self, image_id: str) -> str:
+            if image_id == "a":
+                raise PacsError("the PACS cannot be reached")
+            raise VolumeError("slices of two sizes")
+
+    away, unusable = training_cases(Away())
+    assert (away.problem, away.away) == ("the PACS cannot be reached", True)
+    assert (unusable.problem, unusable.away) == ("slices of two sizes", False)
 
 
 def test_returns_what_became_of_the_run(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lib.training.choice import (
     case_hash,
     choose,
     group_of,
+    replayed,
     without_patients_of,
 )
 
@@ -80,6 +81,36 @@ def test_a_case_stays_on_its_side_as_labels_are_added(ids, fraction, random):
 def test_it_does_not_depend_on_the_order_of_the_cases():
     ids = [f"case{index}" for index in range(30)]
     assert choose(all_with(ids), ["liver"], 0.3) == choose(all_with(ids[::-1]), ["liver"], 0.3)
+
+
+def test_a_label_that_no_case_can_judge_is_named_with_the_ways_out():
+    cases = above(0.2, 4)
+    with pytest.raises(TrainingError, match=r"no case can judge the label rare, .* roll back to a version"):
+        choose(all_with(cases), ["liver", "rare"], 0.2)
+    # It occurs, in what the serving version was trained on.
+    labels_of = {**all_with(cases), cases[0]: ("liver", "rare")}
+    with pytest.raises(TrainingError, match="no case can judge the label rare"):
+        choose(labels_of, ["liver", "rare"], 0.2, trained_before=cases[:1])
+    assert choose(labels_of, ["liver", "rare"], 0.2).folds
+
+
+def test_what_validates_beyond_the_bound_is_named():
+    held, rest = below(0.2, MAX_CASES + 3), above(0.2, 5)
+    choice = choose(all_with([*held, *rest]), ["liver"], 0.2)
+    assert len(choice.validation) == MAX_CASES
+    assert len(choice.held_back) == 3
+    assert {*choice.validation, *choice.held_back} == set(held)
+    assert choose(all_with([*held[:4], *rest]), ["liver"], 0.2).held_back == ()
+
+
+def test_an_incremental_run_looks_at_what_is_new_and_at_so_many_old_cases():
+    cases, new, held = [f"case{n}" for n in range(50)], {"case3", "case7"}, {"case9"}
+    chosen = replayed(cases, new, held.__contains__, most=10, seed=0)
+    assert chosen >= new | held
+    assert len(chosen) == 13
+    assert replayed(cases[::-1], new, held.__contains__, most=10, seed=0) == chosen
+    assert replayed(cases, new, held.__contains__, most=10, seed=1) != chosen
+    assert replayed(cases, new, held.__contains__, most=100, seed=0) == set(cases)
 
 
 def test_three_patients_below_the_fraction_are_enough():

@@ -28,6 +28,19 @@ from lib.training.request import RunRequest
 from lib.training.run import run_training
 from lib.training.world import world_of_this_process
 
+import hashlib
+import lib.training.teaching as teaching
+train, weights = teaching.train, []
+
+def noted(model, *given, **named):
+    result = train(model, *given, **named)
+    digest = hashlib.sha256()
+    for key, value in sorted(model.adapter_state().items()):
+        digest.update(value.numpy().tobytes())
+    weights.append(digest.hexdigest())
+    return result
+
+teaching.train = noted
 folder, seconds, slices = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 # A negative time is a number of steps, whatever they take.
 clock = time.monotonic if seconds > 0 else itertools.count(0.0, 1.0).__next__
@@ -36,7 +49,11 @@ files = [CaseFile(name, folder / f"{name}.nii.gz", folder / f"{name}.label.nii.g
 settings = Settings(
     task=TaskSettings(name="test", description="", labels={"object": 1}, intensity=IntensitySettings()),
     training=TrainingSettings(
-        train_minutes=abs(seconds) / 60, batch_slices=slices, prompts_per_slice=4, learning_rate=1e-2
+        train_minutes=abs(seconds) / 60,
+        batch_slices=slices,
+        prompts_per_slice=4,
+        learning_rate=1e-2,
+        checkpoint_seconds=0.5,
     ),
     serving=ServingSettings(),
     bases={},
@@ -52,7 +69,7 @@ with world_of_this_process() as world:
     record = run_training(
         folder / "state", files, settings, build, request=RunRequest("full"), world=world, clock=clock
     )
-    Path(folder / f"record{world.rank}.json").write_text(json.dumps(record.to_json()))
+    Path(folder / f"record{world.rank}.json").write_text(json.dumps(record.to_json() | {"weights": weights}))
 """
 
 
@@ -99,6 +116,7 @@ def test_two_workers_get_what_one_gets_within_noise(work):
         if workers == 2:
             assert records[1]["decision"] == "followed"
             assert records[1]["steps"] == records[0]["steps"]
+            assert records[1]["weights"] == records[0]["weights"][:1], "one network, from the slices of both"
         dice[workers] = after_training(records[0])
         before = fmean(value for found in records[0]["scores"]["champion"] for value in found["clicks"])
         assert dice[workers] > before + 0.1
@@ -111,9 +129,9 @@ def test_two_workers_get_what_one_gets_within_noise(work):
 def test_a_killed_worker_ends_the_training_cleanly_and_the_next_one_goes_on(work):
     folder, _ = work
     process = start(work, 60, 2)
-    checkpoint = folder / "state" / "checkpoints" / "full.pt"
+    checkpoint = folder / "state" / "checkpoints" / "full-champion.pt"
     progress = folder / "state" / "progress.json"
-    wait_for(lambda: progress.exists() and "step" in progress.read_text(), process)
+    wait_for(lambda: checkpoint.exists() and "step" in progress.read_text(), process)
     os.kill(worker_of(process.pid, rank=1), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0, said
@@ -122,7 +140,12 @@ def test_a_killed_worker_ends_the_training_cleanly_and_the_next_one_goes_on(work
     assert not list((folder / "state" / "releases").glob(".tmp-*"))
     with FileLock(folder / "state" / "training.lock").acquire(timeout=5):
         pass
+    assert checkpoint.exists()
     assert not list(checkpoint.parent.glob(".*.part"))
+    again = start(work, 5, 2)
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert record_of(folder, 0)["resumed"] > 0
 
 
 UNEVEN = """

@@ -3,7 +3,16 @@ from typing import Any
 
 import pytest
 
-from lib.training.nightly import MAX_STARTS, NightFile, NightLog, Nights, is_due, is_news, minutes_of
+from lib.training.nightly import (
+    MAX_STARTS,
+    NightFile,
+    NightLog,
+    Nights,
+    is_due,
+    is_news,
+    is_worthwhile,
+    minutes_of,
+)
 
 BERLIN = Nights.of("02:00", "Europe/Berlin", 4)
 LATE = Nights.of("23:30", "UTC", 6)
@@ -128,6 +137,20 @@ def test_only_other_labels_are_news() -> None:
     assert is_news({"a": "1", "b": "1"}, [full])
     assert is_news({"a": "1"}, [{**full, "decision": "stopped"}])
     assert is_news({"a": "1"}, [{**full, "kind": "incremental"}])
+
+
+def test_a_run_of_much_less_than_a_night_is_none() -> None:
+    short = {"kind": "full", "decision": "refused", "label_digests": {"a": "1"}, "minutes": 1.0}
+    assert is_news({"a": "1"}, [short], usual=100.0)
+    assert not is_news({"a": "1"}, [{**short, "minutes": 60.0}], usual=100.0)
+    assert not is_news({"a": "1"}, [{**short, "minutes": None}], usual=100.0), "older records do not say"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "usual", "enough"), [(0.9, 204, False), (10, 204, True), (2, 2.5, True), (1, 2.5, False)]
+)
+def test_the_end_of_a_window_is_not_begun_with(minutes: float, usual: float, enough: bool) -> None:
+    assert is_worthwhile(minutes, usual) is enough
 
 
 def test_the_file_outlives_a_restart_and_counts_a_night_at_a_time(tmp_path: Any) -> None:

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from safetensors.torch import load_file
 from lib.errors import AdapterError, DivergenceError, TrainingError
 from lib.model.adapter_io import load_adapter
 from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
-from lib.training import choice, judging, run, teaching
-from lib.training.cases import label_digest
+from lib.training import choice, judging, run, shelf, teaching
+from lib.training.cases import CaseFile, label_digest
 from lib.training.learner import Learner
 from lib.training.loop import TrainResult
 from lib.training.pending import pending_labels
@@ -199,9 +200,49 @@ def test_a_label_that_was_learned_and_has_no_case_any_more_refuses(go, files, re
     records.write_text(
         records.read_text().replace('"trained_labels": ["object"]', '"trained_labels": ["object", "rare"]')
     )
-    record = go(files, both)
-    assert record.decision == "refused"
-    assert "rare: no validation case has this label" in record.reasons
+    with pytest.raises(TrainingError, match="no case can judge the label rare"):
+        go(files, both)
+    failed = releases.records()[-1]
+    assert (failed["decision"], failed["steps"]) == ("failed", 0), "before it costs anything"
+    assert pending_labels({"case9": "new"}, releases.records()) == ["case9"]
+
+
+def test_an_image_that_is_away_costs_that_case_alone_and_its_label_waits(
+    go, many_cases, write_case, scripted
+):
+    scripted(0.5, 0.6, 0.9, 0.9)
+    away, *others = [write_case(case) for case in many_cases]
+    gone = CaseFile(away.case_id, Path(), away.label, problem="the PACS cannot be reached", away=True)
+    record = go([gone, *others])
+    assert [(case.case_id, case.reason) for case in record.skipped] == [
+        (away.case_id, "the PACS cannot be reached")
+    ]
+    assert set(record.label_digests) == {file.case_id for file in others}
+
+
+def test_of_many_old_cases_a_run_looks_at_some(go, many_cases, write_case, scripted, monkeypatch):
+    files = [write_case(case) for case in many_cases]
+    scripted(*([0.5, 0.6, 0.6, 0.6] * 2))
+    first = go(files, settings(replayed_cases=2))
+    assert (first.decision, first.not_replayed) == ("published", 0), "all of them are new"
+    new = write_case(many_cases[0], np.roll(many_cases[0].label, 2, axis=0))
+    looked_at = []
+    load = shelf.load_case
+    monkeypatch.setattr(
+        shelf, "load_case", lambda file, labels: looked_at.append(file.case_id) or load(file, labels)
+    )
+    second = go([new, *files[1:]], settings(replayed_cases=2))
+    learned = set(first.trained) - {new.case_id}
+    assert len(learned & set(looked_at)) == 2
+    assert new.case_id in looked_at
+    assert second.not_replayed == len(learned) - 2
+    assert set(second.label_digests) == {case.case_id for case in many_cases}, "all of them count as seen"
+
+
+def test_a_stop_is_heard_while_cases_are_read(go, files, releases):
+    asked = iter([False, True])
+    record = go(files, should_stop=lambda: next(asked, True))
+    assert (record.decision, record.steps) == ("stopped", 0)
 
 
 def test_with_few_labels_cases_are_left_out_by_models_trained_without_them(
@@ -495,11 +536,17 @@ def test_one_that_goes_on_from_what_serves_shares_its_time_with_the_folds_and_mo
     assert seen[0] == (2.0, 0.01), "from the base"
 
 
-def test_a_version_changed_during_the_run_fails_and_leaves_the_labels_pending(go, files, releases, scripted):
+def test_a_version_changed_during_the_run_fails_and_leaves_the_labels_pending(
+    go, files, releases, scripted, tmp_path
+):
     scripted(0.5, 0.6)
 
     def stop():
-        releases.publish(lambda folder: (folder / "x").write_text(""), {"decision": "published"})
+        if (
+            read_progress(tmp_path / "state")["status"].startswith("training")
+            and not releases.champion_version()
+        ):
+            releases.publish(lambda folder: (folder / "x").write_text(""), {"decision": "published"})
         return False
 
     with pytest.raises(TrainingError, match="the serving version was changed during the run"):

@@ -3,6 +3,7 @@ import gc
 import itertools
 import os
 import weakref
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -29,6 +30,12 @@ def test_usable_cases_are_read_in_order_and_the_others_named(cases, write_case):
     assert np.array_equal(first.volume.array, cases[2].volume.array)
     assert [found.case_id for found in skipped] == ["case0"]
     assert "value 5" in skipped[0].reason
+
+
+def test_somebody_may_come_first_before_each_case(cases, write_case):
+    paused = []
+    Shelf.of([write_case(case) for case in cases[:3]], {"object": 1}, lambda: paused.append(1))
+    assert len(paused) == 3
 
 
 def test_an_empty_label_is_skipped_with_that_reason(cases, write_case):
@@ -123,6 +130,13 @@ def test_training_on_files_gives_the_same_weights(tiny_model, prepared, tmp_path
         )
         found.append(tiny_model.adapter_state())
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_a_disk_that_labels_need_is_not_filled(prepared, tmp_path, monkeypatch):
+    free = SimpleNamespace(free=shelf_module.LEFT_FREE + 10)
+    monkeypatch.setattr(shelf_module.shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(TrainingError, match=r"has 2048 MB left, .* allowed: 2048 MB stay free"):
+        Room(tmp_path, limit=0).keep(prepared[0])
 
 
 def test_a_full_disk_is_an_error_and_no_crash(prepared, tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.training.world import ALONE, world_of_this_process
+from lib.errors import InputError
+from lib.training.world import ALONE, _gpu_of, world_of_this_process
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "medsa"
 
@@ -42,6 +43,15 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
         world.average([tensor])
         assert tensor.tolist() == [1.0, 1.0]
         assert (world.agree(True), world.agree(False), world.told("x")) == (True, False, "x")
+
+
+def test_more_processes_than_gpus_are_named():
+    assert _gpu_of(1, 2) == 1
+    with pytest.raises(
+        InputError,
+        match="LOCAL_RANK: 2 is not accepted; allowed: below the number of GPUs of this machine, 2",
+    ):
+        _gpu_of(2, 2)
 
 
 def test_two_average_agree_and_listen_to_the_first(script, tmp_path):

@@ -17,16 +17,20 @@ WEIGHTS_FOLDER = "weights"
 DOWNLOADS_FOLDER = "checkpoints"
 
 
-def choose_base(settings: Settings, app_dir: Path, published_on: str | None) -> BaseChoice:
+def choose_base(
+    settings: Settings, app_dir: Path, published_on: str | None, served_on: str | None = None
+) -> BaseChoice:
     """The base for these settings; downloads an official checkpoint into `app_dir`/model/checkpoints if needed.
 
-    `published_on` names the base of the serving adapter, if there is one. Raises CheckpointError.
+    `published_on` names the base of the serving adapter, if there is one, `served_on` the one that the server chose
+    last, for others than the server. Raises CheckpointError.
     """
     request = BaseRequest(
         base=settings.serving.base,
         checkpoint=settings.serving.checkpoint,
         has_gpu=torch_device(settings.serving) == "cuda",
         published_on=published_on,
+        served_on=served_on,
     )
     return catalog(settings, app_dir).choose(request)
 

@@ -214,6 +214,14 @@ class NightlySettings(_Settings):
     max_hours: float = Field(default=4.0, gt=0, le=24)
     start: Literal["base", "champion"] = Field(default="base", alias="from")
 
+    @field_validator("at", mode="before")
+    @classmethod
+    def _at_in_quotes(cls, value: Any) -> Any:
+        # YAML reads 22:30 without quotes as a number to the base of sixty.
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise ValueError('HH:MM in quotes, as "22:30"')
+        return value
+
 
 class TrainingSettings(_Settings):
     """When and how the adapter is trained.
@@ -223,7 +231,8 @@ class TrainingSettings(_Settings):
     the gate's test of non-inferiority. `new_share` is how often a new case is drawn, `recorded_share` how often the
     prompts that an annotator gave are taken instead of simulated ones, where there are any. `small_share` is the part
     of the time in which images have half the size. A training that goes on from what serves has `refining_share` of
-    the learning rate. On a CPU a training uses at most `train_threads` cores.
+    the learning rate. An incremental run looks at `replayed_cases` at the most of those that were learned before. On a
+    CPU a training uses at most `train_threads` cores.
     """
 
     auto_train: bool = True
@@ -243,6 +252,7 @@ class TrainingSettings(_Settings):
     gate_confidence: float = Field(default=0.95, gt=0.5, lt=1)
     new_share: float = Field(default=0.5, ge=0, le=1)
     recorded_share: float = Field(default=0.5, ge=0, le=1)
+    replayed_cases: PositiveInt = 100
     checkpoint_seconds: float = Field(default=20.0, ge=0)
 
     @field_validator("nightly", mode="before")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lib.bases import torch_device
 from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.commands.train import describe_run, store_of
 from lib.errors import AlreadyTrainingError, InputError
@@ -50,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     """Trains and says what was decided: 0 published or refused, 3 another training runs, 4 stopped by a signal."""
-    for name in ("minutes", "wait"):
-        value = getattr(arguments, name)
-        if value is not None and not 0 <= value < 10_000:
-            raise InputError(f"--{name}", value, "a number of minutes")
+    if arguments.minutes is not None and not 0 < arguments.minutes < 10_000:
+        raise InputError("--minutes", arguments.minutes, "a number of minutes above 0 and below 10000")
+    if not 0 <= arguments.wait < 10_000:
+        raise InputError("--wait", arguments.wait, "a number of minutes from 0 to below 10000")
     parts = parts_of(arguments, app_dir)
-    with stopping_by_signal(), world_of_this_process() as world:
+    with stopping_by_signal(), world_of_this_process(torch_device(parts.settings.serving)) as world:
         code = _wait(parts, arguments.wait, world)
         if code is not None:
             return code
@@ -73,7 +74,12 @@ def retrain(parts: Parts, studies: str, start: str, minutes: float | None, world
     """One full run, gate and publishing included; raises NotFoundError or TrainingError."""
     files = training_cases(store_of(parts, studies))
     request = RunRequest.parse(
-        {"kind": "full", "trigger": "command line", "start": start, "minutes": minutes or _minutes(files)}
+        {
+            "kind": "full",
+            "trigger": "command line",
+            "start": start,
+            "minutes": _minutes(files) if minutes is None else minutes,
+        }
     )
     return parts.train(files, request, stop_requested, world)
 

@@ -1,17 +1,24 @@
 """One inference request: find the task and the image, run, and keep what was asked."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lib.errors import InputError, NotFoundError
+import torch
+
+from lib.device_memory import free_memory, is_out_of_memory
+from lib.errors import BusyError, InputError, NotFoundError
 from lib.turns import Asker
 
 log = logging.getLogger(__name__)
 
 ORIGINAL = "original"
+# So long a request waits for memory, in such steps: training makes room at its next step.
+MEMORY_SECONDS, MEMORY_PAUSE, RETRY_SECONDS = 10.0, 0.3, 5
+T = TypeVar("T")
 InferCall = Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
 # Is told the image, the slice in the middle of the answer, and whether something had to be encoded for it.
 ClickedCall = Callable[[Path, int | None, bool], None]
@@ -36,12 +43,40 @@ def answer(
     path = image if isinstance(image, Path) else store.image_path(image)
     if request.get("save_label"):
         raise InputError("save_label", request["save_label"], "false; save with PUT /datastore/label")
-    file, params = tasks[model]({**request, "image": path})
+    file, params = with_memory(lambda: tasks[model]({**request, "image": path}), request.get("asker"))
     if not request.get("uploaded"):
         clicked(path, _middle_slice(params), params["seconds"]["encode"] > 0)
     if not isinstance(image, Path):
         _keep_prompts(store, str(image), request, params)
     return {"label": file, "tag": ORIGINAL, "file": file, "params": params}
+
+
+def with_memory(
+    work: Callable[[], T],
+    asker: Any = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """`work()`, and where the device's memory runs out, again: training, which may have it, gives way to clicks.
+
+    For MEMORY_SECONDS, or until the request's deadline. Raises BusyError when there is none by then.
+    """
+    deadline = clock() + MEMORY_SECONDS
+    if isinstance(asker, Asker) and asker.deadline is not None:
+        deadline = min(deadline, asker.deadline)
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the handler: the error's traceback holds on to the tensors.
+        for device in {"cpu", "cuda" if torch.cuda.is_available() else "cpu"}:
+            free_memory(torch.device(device))
+        if clock() >= deadline:
+            raise BusyError("the device's memory is full, of a training perhaps; try again", RETRY_SECONDS)
+        log.warning("memory ran out in a request; it is tried again")
+        sleep(MEMORY_PAUSE)
 
 
 def describe_prompts(request: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

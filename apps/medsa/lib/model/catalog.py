@@ -50,13 +50,14 @@ class BaseChoice:
 class BaseRequest:
     """What was asked for: a base or `auto`, perhaps a checkpoint of one's own, on which kind of machine.
 
-    `published_on` is the base of the adapter that serves now, if there is one.
+    `published_on` is the base of the adapter that serves now, if there is one, `served_on` that of the server.
     """
 
     base: str = AUTO
     checkpoint: Path | None = None
     has_gpu: bool = False
     published_on: str | None = None
+    served_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class BaseCatalog:
     def choose(self, request: BaseRequest) -> BaseChoice:
         """Resolves `request` to a file that is there, downloading an official checkpoint where that is needed.
 
-        With `auto`: the base an adapter was published on; else vit_b with a GPU, if its checkpoint is there or can
-        be fetched; else vit_t. Raises CheckpointError when the base asked for can't be had.
+        With `auto`: the base an adapter was published on, or that the server uses; else vit_b with a GPU, if its
+        checkpoint is there or can be fetched; else vit_t. Raises CheckpointError when the base asked for can't be had.
         """
         if request.base != AUTO:
             return self._named(request.base, "asked for", request.checkpoint)
@@ -83,6 +84,8 @@ class BaseCatalog:
             return self._named(
                 request.published_on, "auto: an adapter was published on it", request.checkpoint
             )
+        if request.served_on is not None:
+            return self._named(request.served_on, "auto: the server here uses it", request.checkpoint)
         if not request.has_gpu:
             return self._named(SMALL, "auto: this machine has no GPU", request.checkpoint)
         try:

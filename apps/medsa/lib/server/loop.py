@@ -16,12 +16,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from monailabel.utils.async_tasks.task import AsyncTask
-from monailabel.utils.async_tasks.utils import processes, tasks
 
 from lib.errors import AlreadyTrainingError
 from lib.memory import GrowthLimiter
 from lib.server.attempts import Attempts
-from lib.server.child_trainings import is_automatic, running_training, start_training, stop_training
+from lib.server.child_processes import (
+    is_active,
+    is_automatic,
+    running_training,
+    start_training,
+    stop_training,
+)
 from lib.server.night import Night
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
@@ -84,12 +89,6 @@ def next_action(situation: Situation) -> Action | None:
     if not situation.scoring and situation.unscored and situation.unscored != situation.tried:
         return "score"
     return None
-
-
-def is_active(method: str) -> bool:
-    """Whether a child process of this kind runs, is about to, or is being stopped."""
-    begun = any(task["status"] in ("SUBMITTED", "RUNNING") for task in list(tasks(method)))
-    return begun or bool(processes(method))
 
 
 class Housekeeping:

@@ -7,16 +7,16 @@ thread and, for a stop and for the status, by request threads; what they share i
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import schedule
 
-from lib.server.child_trainings import start_training
+from lib.server.child_processes import start_training
 from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
 from lib.training.choice import MIN_GROUPS
-from lib.training.nightly import NightFile, Nights, is_due, is_news, minutes_of
+from lib.training.nightly import NightFile, Nights, is_due, is_news, is_worthwhile, minutes_of
 from lib.training.request import RunRequest
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,15 @@ class Night:
         if self._is_training() or not is_due(now, self.nights, self._file.read(), self._queue.records()):
             return False
         begun, labels = self.nights.begun(now), self._queue.digests()
-        reason = _nothing_to_do(labels, self._queue.records())
+        usual = minutes_of(timedelta(hours=self.nights.max_hours), len(labels))
+        reason = _nothing_to_do(labels, self._queue.records(), usual)
         if reason is not None:
             log.info("no retraining tonight: %s", reason)
             self._file.note_over(begun)
             return False
         minutes = minutes_of(self.nights.left(now), len(labels))
+        if not is_worthwhile(minutes, usual):
+            return False  # a server that was started near the window's end; the next night has all of its own
         self._make_room()
         self._file.note_start(begun)
         log.info("the night's retraining starts: %d labels, %.0f minutes", len(labels), minutes)
@@ -92,9 +95,9 @@ class Night:
             log.exception("looking after the night's retraining failed; it is tried again")
 
 
-def _nothing_to_do(labels: dict[str, str], records: list[dict[str, Any]]) -> str | None:
+def _nothing_to_do(labels: dict[str, str], records: list[dict[str, Any]], usual: float) -> str | None:
     if len(labels) < MIN_GROUPS:
         return f"{len(labels)} labels, at least {MIN_GROUPS} are needed"
-    if not is_news(labels, records):
+    if not is_news(labels, records, usual):
         return "the labels are those of the last full training"
     return None

@@ -17,7 +17,7 @@ from lib.server.parts import Parts, describe_base
 from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
 from lib.trainers.medsa_trainer import MedsaTrainer
-from lib.training.account import Entry, explain, overview
+from lib.training.account import Entry, standing
 from lib.training.choice import MIN_GROUPS
 from lib.training.pending import FINISHED
 
@@ -96,10 +96,10 @@ def page_state(
     parts: Parts, store: Any, queue: QueueView, housekeeping: Housekeeping, now: datetime
 ) -> PageState:
     """The state of things at `now`."""
-    base, releases = describe_base(parts.serving), overview(parts.releases)
+    base, releases = describe_base(parts.serving), standing(parts.releases)
     ranking = parts.chooser.ranking(DEFAULT, *parts.chooser.candidates(store))
     following = next_case(ranking, parts.leases.table(), now) or NextCase(None, why_no_case(parts, store))
-    entries = [explain(record) for record in parts.releases.records()]
+    entries = queue.entries()
     return PageState(
         task=parts.settings.task.name,
         now=now,
@@ -129,7 +129,7 @@ def page_state(
 
 
 def rollback_choices(releases: Mapping[str, Any]) -> tuple[int, ...]:
-    """The versions of `overview` that do not serve: the one that a rollback goes to, then the newest first."""
+    """The versions of `standing` that do not serve: the one that a rollback goes to, then the newest first."""
     others = [version for version in reversed(releases["versions"]) if version != releases["serving"]]
     return tuple(sorted(others, key=lambda version: version != releases["rollback_to"]))
 

@@ -11,6 +11,7 @@ from lib.activelearning.leases import Leases
 from lib.bases import choose_base, encoder_precision, torch_device
 from lib.embeddings import DiskCache, EmbeddingCache
 from lib.errors import AdapterError
+from lib.files import read_json, write_json
 from lib.infers.serving import OpenBase, ServingModel, View
 from lib.infers.volumes import VolumeCache
 from lib.infers.warming import Warmer
@@ -18,7 +19,7 @@ from lib.model.catalog import BaseChoice, build_model
 from lib.model.medsa import MedSA
 from lib.scoring.scores import ScoreFolder
 from lib.settings import ServingSettings, Settings, load_settings
-from lib.trainers.children import announced_base
+from lib.trainers.children import announced_base, is_server
 from lib.training import tracking
 from lib.training.cases import CaseFile
 from lib.training.clicks_first import ClickSign
@@ -27,6 +28,8 @@ from lib.training.releases import Release, Releases
 from lib.training.request import RunRequest
 from lib.training.run import run_training
 from lib.training.world import ALONE, World
+
+BASE = "base.json"  # {"base": name}, what the server on this state folder chose last
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Parts:
 
     def build_model(self) -> tuple[MedSA, str]:
         """The base with fresh adapters and the SHA-256 of its file; raises CheckpointError."""
-        choice = _choice(self.settings, self.app_dir, self.releases)
+        choice = _choice(self.settings, self.app_dir, self.state, self.releases)
         precision = encoder_precision(self.settings.serving)
         return build_model(choice, list(self.settings.task.labels), precision)
 
@@ -109,7 +112,7 @@ def _serving_model(settings: Settings, app_dir: Path, state: Path, releases: Rel
     task, serving = settings.task, settings.serving
 
     def open_base() -> OpenBase:
-        choice = _choice(settings, app_dir, releases)
+        choice = _choice(settings, app_dir, state, releases)
         model, sha256 = build_model(choice, list(task.labels), encoder_precision(serving))
         if serving.compile:
             model.use_compile()
@@ -130,12 +133,23 @@ def _embedding_cache(serving: ServingSettings, state: Path) -> EmbeddingCache:
     return EmbeddingCache(serving.embedding_cache_mb << 20, disk)
 
 
-def _choice(settings: Settings, app_dir: Path, releases: Releases) -> BaseChoice:
+def note_base(state: Path, name: str) -> None:
+    """For commands that run without the server, on another machine perhaps: what they publish has to fit its base."""
+    write_json(state / BASE, {"base": name})
+
+
+def _noted_base(state: Path, known: Collection[str]) -> str | None:
+    name = read_json(state / BASE).get("base")
+    return name if isinstance(name, str) and name in known else None
+
+
+def _choice(settings: Settings, app_dir: Path, state: Path, releases: Releases) -> BaseChoice:
     base = announced_base()
     if base in settings.bases:
         # What `auto` means may have changed since the server chose: a download, a publication.
         settings = settings.model_copy(update={"serving": settings.serving.model_copy(update={"base": base})})
-    return choose_base(settings, app_dir, _published_base(releases, settings.bases))
+    noted = None if is_server() else _noted_base(state, settings.bases)
+    return choose_base(settings, app_dir, _published_base(releases, settings.bases), noted)
 
 
 def _published_base(releases: Releases, known: Collection[str]) -> str | None:

@@ -1,7 +1,7 @@
 """What waits for training and for scoring, read from disk each time; only what did not change is remembered.
 
-Shared between the housekeeping thread and the status route: the digests and the records of unchanged
-files, guarded by one lock that is not held while a file is read. Losing a race means reading a file twice.
+Shared between the housekeeping thread and the status route: the digests of unchanged files, guarded by one lock that is
+not held while a file is read, and the entries, which are only replaced. Losing a race means doing the work twice.
 """
 
 import threading
@@ -15,12 +15,11 @@ from lib.scoring.survey import stamp_of
 from lib.scoring.sweep import to_score
 from lib.server.parts import Parts
 from lib.trainers.medsa_trainer import FINAL
+from lib.training.account import Entry, explain
 from lib.training.cases import label_digest
 from lib.training.pending import pending_labels
 
 Signature = tuple[int, int, int]
-RecordsSignature = tuple[int, int] | None
-RECORDS = "runs.jsonl"
 
 
 class QueueView:
@@ -30,7 +29,7 @@ class QueueView:
         self._parts, self._store = parts, store
         self._lock = threading.Lock()
         self._digests: dict[Path, tuple[Signature, str]] = {}
-        self._records: tuple[RecordsSignature, list[dict[str, Any]]] | None = None
+        self._entries: tuple[list[dict[str, Any]], tuple[Entry, ...]] | None = None
 
     def pending(self) -> dict[str, str]:
         """Case id -> label digest of the labels that no finished training has seen."""
@@ -59,16 +58,14 @@ class QueueView:
 
     def records(self) -> list[dict[str, Any]]:
         """The records of all runs, oldest first; not to be changed."""
-        # Before the file is read: what is appended meanwhile changes the signature, so that it is read again.
-        signature = self._records_signature()
-        with self._lock:
-            known = self._records
-        if known is not None and known[0] == signature:
-            return known[1]
-        records = self._parts.releases.records()
-        with self._lock:
-            self._records = (signature, records)
-        return records
+        return self._parts.releases.records()
+
+    def entries(self) -> tuple[Entry, ...]:
+        """The same as people are told of them."""
+        records, known = self.records(), self._entries
+        if known is None or known[0] is not records:
+            known = self._entries = (records, tuple(explain(record) for record in records))
+        return known[1]
 
     def unscored(self) -> tuple[str, ...]:
         """Cases that are to be scored, in order; none before the model was loaded."""
@@ -81,13 +78,6 @@ class QueueView:
     def look_again(self) -> None:
         """Has the datastore list its images anew, where nobody tells it of a change, as on a network's share."""
         self._store.refresh()
-
-    def _records_signature(self) -> RecordsSignature:
-        try:
-            stat = (self._parts.state / RECORDS).stat()
-        except FileNotFoundError:
-            return None
-        return stat.st_mtime_ns, stat.st_size
 
     def _digest(self, label: Path) -> str | None:
         try:

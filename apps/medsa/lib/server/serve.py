@@ -10,7 +10,7 @@ from lib.errors import NotFoundError, PacsError, VolumeError
 from lib.files import remove_parts_of
 from lib.server.loop import ATTEMPTS, Housekeeping
 from lib.server.night import Night
-from lib.server.parts import Parts
+from lib.server.parts import Parts, note_base
 from lib.server.queue_view import QueueView
 from lib.server.routes import add_routes
 from lib.server.store import watch
@@ -31,7 +31,9 @@ def begin_serving(app: Any, parts: Parts) -> None:
     store = app.datastore()
     first_ranking = _begin_ranking(parts, store)  # beside the loading of the model
     announce_server()
-    announce_base(parts.serving.current().base)
+    base = parts.serving.current().base
+    announce_base(base)
+    note_base(parts.state, base)
     for name in (ATTEMPTS, NIGHT):
         remove_parts_of(parts.state / name)
     queue = QueueView(parts, store)

@@ -1,5 +1,6 @@
 """Training, scoring, the next case and the server's own account of itself."""
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -7,7 +8,7 @@ from monailabel.endpoints import scoring as scoring_endpoint
 from monailabel.endpoints import train as train_endpoint
 
 from lib.errors import InputError, NotFoundError, TrainingError
-from lib.server.child_trainings import stop_training
+from lib.server.child_processes import stop_training
 from lib.server.loop import Housekeeping, status
 from lib.server.page import running_training, scoring_progress, why_no_case
 from lib.server.parts import Parts, describe_base
@@ -15,7 +16,9 @@ from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, a
 from lib.server.store import pacs_status
 from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.choice import MIN_GROUPS
+from lib.training.progress_file import read_progress
 from lib.training.request import RunRequest
+from lib.training.run import is_under_way
 
 MODEL = "medsa"
 Params = Annotated[dict[str, Any] | None, Body()]
@@ -24,7 +27,7 @@ Params = Annotated[dict[str, Any] | None, Body()]
 def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter:
     """The routes, answered by `app`."""
     router = APIRouter(route_class=MedsaRoute)
-    _add_training_routes(router, app, housekeeping)
+    _add_training_routes(router, app, parts, housekeeping)
 
     @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Next case to label")
     def next_case(request: Request, strategy: str, user: AnyUser, params: Params = None) -> Any:
@@ -56,7 +59,7 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
     return router
 
 
-def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping) -> None:
+def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping: Housekeeping) -> None:
     @router.get("/train/", tags=["Train"], summary="Get Status of Training Task")
     def training_status(user: AnyUser, all: bool = False, check_if_running: bool = False) -> Any:
         return train_endpoint.status(all, check_if_running)
@@ -87,17 +90,31 @@ def _add_training_routes(router: APIRouter, app: Any, housekeeping: Housekeeping
         request = _request_of_a_person(params or {})
         _check_labels(app)
         with housekeeping.for_a_person():
-            return train_endpoint.run_model(model, {**(params or {}), **request}, False, enqueue)
+            return train_endpoint.run_model(model, request, False, enqueue)
 
     @router.delete("/train/", tags=["Train"], summary="Stop Training Task")
     def stop(user: Admin) -> Any:
         housekeeping.note_stop()
-        return stop_training()
+        stopped = stop_training()
+        if stopped is None and is_under_way(parts.state):
+            pid = read_progress(parts.state).get("pid", "unknown")
+            raise TrainingError(
+                f"the training that runs is another program's (process {pid}); it is stopped there"
+            )
+        return stopped
 
 
 def _request_of_a_person(given: dict[str, Any]) -> dict[str, Any]:
     """What is asked for, whoever the client says it comes from; raises InputError before anything is started."""
-    return RunRequest.parse({**given, "trigger": "person"}).to_json()
+    request = RunRequest.parse({**given, "trigger": "person"}).to_json()
+    # Nothing else is passed on: what MONAI Label cannot start a process with would be "about to begin" for ever.
+    return request | ({"gpus": _checked_gpus(given["gpus"])} if given.get("gpus") else {})
+
+
+def _checked_gpus(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"all|\d{1,3}(,\d{1,3})*", value):
+        raise InputError("gpus", value, 'a text: "all", or numbers of GPUs with commas, as "0" or "0,1"')
+    return value
 
 
 def _check_child(run_sync: bool) -> None:

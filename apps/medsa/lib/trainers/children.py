@@ -34,6 +34,11 @@ def announce_server() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
+def is_server() -> bool:
+    """Whether this process is the server."""
+    return os.environ.get(SERVER_PID) == str(os.getpid())
+
+
 def announce_base(name: str) -> None:
     """Called once by the server, when it has chosen its base: its children use the same."""
     os.environ[SERVER_BASE] = name

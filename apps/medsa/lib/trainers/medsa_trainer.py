@@ -9,6 +9,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
+from lib.errors import PacsError, VolumeError
 from lib.trainers.children import become_child, stop_requested
 from lib.training.cases import CaseFile
 from lib.training.progress_file import read_progress
@@ -52,17 +53,21 @@ class MedsaTrainer(TrainTask):
 
 
 def labelled_cases(datastore: Datastore) -> list[CaseFile]:
-    """The images that have a final label, by id."""
-    return [
-        CaseFile(
-            case_id, Path(datastore.get_image_uri(case_id)), Path(datastore.get_label_uri(case_id, FINAL))
-        )
-        for case_id in sorted(datastore.get_labeled_images())
-    ]
+    """The images that have a final label, by id. One that cannot be had now costs that case alone."""
+    return [_case_file(datastore, case_id) for case_id in sorted(datastore.get_labeled_images())]
+
+
+def _case_file(datastore: Datastore, case_id: str) -> CaseFile:
+    label = Path(datastore.get_label_uri(case_id, FINAL))
+    try:
+        return CaseFile(case_id, Path(datastore.get_image_uri(case_id)), label)
+    except (PacsError, VolumeError) as error:
+        return CaseFile(case_id, Path(), label, problem=str(error), away=isinstance(error, PacsError))
 
 
 def training_cases(datastore: Datastore) -> list[CaseFile]:
     """The same with the prompts that were kept with each label. It reads a record a case: not for every second."""
     return [
-        replace(case, recorded=datastore.recorded_prompts(case.case_id)) for case in labelled_cases(datastore)
+        case if case.problem else replace(case, recorded=datastore.recorded_prompts(case.case_id))
+        for case in labelled_cases(datastore)
     ]

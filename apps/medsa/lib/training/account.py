@@ -125,10 +125,15 @@ def explain(record: Mapping[str, Any]) -> Entry:
 
 
 def overview(releases: Releases) -> dict[str, Any]:
-    """What serves, where a rollback would go, which versions there are, and all records, oldest first.
+    """The same as `standing`, and all records, oldest first."""
+    return {
+        **standing(releases),
+        "records": [asdict(explain(record)) for record in releases.records()],
+    }
 
-    `problem` says why nothing serves, if so.
-    """
+
+def standing(releases: Releases) -> dict[str, Any]:
+    """What serves, where a rollback would go, and which versions there are; `problem`: why nothing serves, if so."""
     records = releases.records()
     serving, problem = _serving(releases)
     return {
@@ -137,7 +142,6 @@ def overview(releases: Releases) -> dict[str, Any]:
         "rollback_to": releases.rollback_target() if serving else None,
         "versions": releases.versions(),
         "pruned": sorted(pruned_versions(records)),
-        "records": [asdict(explain(record)) for record in records],
     }
 
 

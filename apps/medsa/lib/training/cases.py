@@ -15,12 +15,17 @@ from lib.volume import Volume, load_label, load_volume
 
 @dataclass(frozen=True)
 class CaseFile:
-    """One labelled image of the datastore, and what its annotator had marked, by label name ("" for none)."""
+    """One labelled image of the datastore, and what its annotator had marked, by label name ("" for none).
+
+    `problem` says why the image cannot be had, if so; where it is `away` it may be had another time.
+    """
 
     case_id: str
     image: Path
     label: Path
     recorded: Mapping[str, PromptSet] = field(default_factory=dict)
+    problem: str | None = None
+    away: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,8 @@ def label_digest(path: Path) -> str:
 
 def load_case(file: CaseFile, labels: Mapping[str, int]) -> Case:
     """Raises VolumeError, LabelError or TrainingError, or OSError, for a case that cannot be used."""
+    if file.problem is not None:
+        raise TrainingError(file.problem)
     volume = load_volume(file.image)
     label = load_label(file.label, volume, labels)
     if not label.any():

@@ -5,9 +5,10 @@ good: labels that are added move nothing, and what validates is never trained on
 """
 
 import hashlib
+import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,12 +29,13 @@ class Choice:
     """Ids by what is done with them, each in the order of the hash.
 
     `folds` are cases of `training` that a model is judged by which was trained without them: none where `validation` is
-    enough.
+    enough. `held_back` are of patients who validate, and more than a decision needs: nothing is done with them.
     """
 
     training: tuple[str, ...]
     validation: tuple[str, ...]
     folds: tuple[tuple[str, ...], ...] = ()
+    held_back: tuple[str, ...] = ()
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -70,8 +72,8 @@ def choose(
     A patient validates when its hash is below `fraction`, unless a case of it was trained on by what serves
     (`trained_before`). Where these patients are fewer than MIN_GROUPS, or lack a label that is `expected`,
     cases that what serves has not seen, MAX_CASES at the most, are left out one patient at a time, or in
-    HALVES folds where that would be more than MAX_SINGLES. Raises TrainingError where nothing is left to train on, or
-    fewer than MIN_GROUPS patients to compare by: such a run could publish nothing.
+    HALVES folds where that would be more than MAX_SINGLES. Raises TrainingError where nothing is left to train on,
+    fewer than MIN_GROUPS patients to compare by, or no case for an expected label: such a run could publish nothing.
     """
     ordered = sorted(labels_of, key=lambda case: (case_hash(group_of(case, patient)), case))
     groups = {group_of(case, patient) for case in ordered}
@@ -91,12 +93,13 @@ def choose(
             "no case is left to train on: all validate, by the hash of their names; label one more"
         )
     validation = _bounded(held, labels_of, expected, patient)
+    held_back = tuple(case for case in held if case not in validation)
     enough = len({group_of(case, patient) for case in validation}) >= MIN_GROUPS
     if enough and set(expected) <= _labels(validation, labels_of):
-        return Choice(training, validation)
+        return Choice(training, validation, held_back=held_back)
     unseen = [case for case in training if group_of(case, patient) not in seen]
     folds = _folds(_bounded(unseen, labels_of, expected, patient), training, patient)
-    chosen = Choice(training, validation, folds)
+    chosen = Choice(training, validation, folds, held_back)
     judges = {group_of(case, patient) for case in chosen.judged}
     if len(judges) < MIN_GROUPS:
         others = (
@@ -106,7 +109,25 @@ def choose(
             f"{len(judges)} of at least {MIN_GROUPS} patients or cases to compare by: {others}; "
             f"label {MIN_GROUPS - len(judges)} more"
         )
+    unjudged = sorted(set(expected) - _labels(chosen.judged, labels_of))
+    if unjudged:
+        raise TrainingError(
+            f"no case can judge the label {', '.join(unjudged)}, so that nothing could be published: label one in a "
+            "case that the serving version was not trained on, or roll back to a version that has not learned it"
+        )
     return chosen
+
+
+def replayed(
+    cases: Collection[str], new: Collection[str], validates: Callable[[str], bool], most: int, seed: int
+) -> set[str]:
+    """The cases that an incremental run looks at: new ones, those that validate, and at most `most` others by lot.
+
+    Time and disk of a run must not grow with all that was ever labelled.
+    """
+    kept = {case for case in cases if case in new or validates(case)}
+    others = sorted(set(cases) - kept)
+    return kept | set(random.Random(seed).sample(others, min(most, len(others))))
 
 
 def _labels(cases: Iterable[str], labels_of: Mapping[str, Collection[str]]) -> set[str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from lib.device_memory import free_memory
 from lib.errors import TrainingStopped
 from lib.model.medsa import MedSA
 from lib.settings import Settings
 from lib.training.clicks_first import ClicksFirst
-from lib.training.device_memory import free_memory
 from lib.training.request import RunRequest
 from lib.training.tracking import Track, untracked
 from lib.training.viewpoint import Viewpoint

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib.device_memory import free_memory, is_out_of_memory
 from lib.errors import DivergenceError, TrainingError
 from lib.memory import available_bytes
 from lib.model.medsa import MedSA, SinglePrompt
 from lib.training.activations import activation_bytes, needs_checkpointing
 from lib.training.augmentation import Augmentation
-from lib.training.device_memory import free_memory, is_out_of_memory
 from lib.training.losses import prompt_losses
 from lib.training.samples import Batch, corrective_prompts, draw_batch, stack
 from lib.training.slabs import TrainingCase

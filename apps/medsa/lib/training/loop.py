@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lib.device_memory import free_memory
 from lib.errors import TrainingError
 from lib.model.medsa import MedSA
 from lib.training.abandoning import StepAbandonedError, abandoning
 from lib.training.checkpoint import CheckpointFile
 from lib.training.clicks_first import NO_CLICKS, ClicksFirst
-from lib.training.device_memory import free_memory
 from lib.training.learner import Diet, Learner, Stage
 from lib.training.slabs import SMALLEST_GRID, TrainingCase
 from lib.training.world import ALONE, World

@@ -4,6 +4,7 @@ A night is named by the moment at which it begins. That is a moment of the wall 
 forward over it, the moment that far after the gap; where it is set back over it, the first of the two.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -20,6 +21,7 @@ MAX_STARTS = 3
 TRAINING_SHARE = 0.85
 # More than this teaches hardly anything, whatever the window allows.
 MINUTES_A_LABEL, LEAST_MINUTES = 3.0, 10.0
+ENOUGH = 0.5  # of the usual minutes; fewer make no full training
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,29 @@ def minutes_of(left: timedelta, labels: int) -> float:
     return min(wanted, TRAINING_SHARE * left.total_seconds() / 60.0)
 
 
-def is_news(current: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether `current` labels (case id -> digest) are others than the last full run was offered."""
+def is_worthwhile(minutes: float, usual: float) -> bool:
+    """Whether so many minutes of training, at the end of a window, are enough to begin with; `usual` is a night's."""
+    return minutes >= min(LEAST_MINUTES, ENOUGH * usual)
+
+
+def is_news(current: Mapping[str, str], records: Sequence[Mapping[str, Any]], usual: float = 0.0) -> bool:
+    """Whether `current` labels (case id -> digest) are others than the last full run was offered.
+
+    One that was given much less than the `usual` minutes has not learned from them what a night teaches.
+    """
     full = [
-        record for record in records if record.get("kind") == "full" and record.get("decision") in FINISHED
+        record
+        for record in records
+        if record.get("kind") == "full"
+        and record.get("decision") in FINISHED
+        and _minutes_given(record) >= ENOUGH * usual
     ]
     return not full or dict(full[-1].get("label_digests", {})) != dict(current)
+
+
+def _minutes_given(record: Mapping[str, Any]) -> float:
+    minutes = record.get("minutes")
+    return float(minutes) if isinstance(minutes, int | float) else math.inf
 
 
 class NightFile:

@@ -18,14 +18,15 @@ HALF_WAY = " (the mean of the weights before and after them)"
 class RunRecord:
     """What one run did; a line of `runs.jsonl`. `decision` is "published", "refused", "stopped" or "failed".
 
-    `champion` served when the run began, `kind`, `trigger` and `start` are those of its RunRequest, `version`
-    is the published one. `label_digests` has every label that was offered, skipped ones too. `trained_labels`
-    are the labels in the cases of `trained`. Of the cases that decided `validated` were never trained on, and
-    each part of `left_out` was judged by a model trained without it (`method` "leave one out"). `scores` has
-    one entry per object of those, before and after. `suspicious` labels were used, and should be looked at.
-    `half_way`: what was published is the mean of the weights before and after training. `resumed` is the step
-    of the checkpoint that it went on from (0: none), `events` are what was not planned. `view` and
-    `code_version` say under which circumstances the scores hold.
+    `champion` served when the run began, `kind`, `trigger`, `start` and `minutes` are those of its RunRequest,
+    `version` is the published one. `label_digests` has every label that was offered, skipped ones too. `trained_labels`
+    are the labels in the cases of `trained`. Of the cases that decided `validated` were never trained on, and each part
+    of `left_out` was judged by a model trained without it (`method` "leave one out"); `held_back` are of patients who
+    validate, and were not needed; `not_replayed` counts labels that an incremental run did not look at. `scores` has
+    one entry per object of those, before and after. `suspicious` labels were used, and should be looked at. `half_way`:
+    what was published is the mean of the weights before and after training. `resumed` is the step of the checkpoint
+    that it went on from (0: none), `events` are what was not planned. `view` and `code_version` say under which
+    circumstances the scores hold.
     """
 
     decision: str
@@ -35,11 +36,14 @@ class RunRecord:
     kind: str = "incremental"
     trigger: str = "person"
     start: str = "champion"
+    minutes: float | None = None
     version: int | None = None
     label_digests: Mapping[str, str] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
     validated: tuple[str, ...] = ()
     left_out: tuple[tuple[str, ...], ...] = ()
+    held_back: tuple[str, ...] = ()
+    not_replayed: int = 0
     method: str = "held out"
     trained_labels: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()

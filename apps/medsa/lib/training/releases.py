@@ -71,6 +71,8 @@ class Releases:
         self._records = root / "runs.jsonl"
         self._pruning = self._folder / "pruning.json"
         self._lock = FileLock(root / "releases.lock")
+        # What the file held when it was read last; only ever replaced, so that threads need no lock.
+        self._read: tuple[tuple[int, int, int], list[dict[str, Any]]] | None = None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -196,7 +198,10 @@ class Releases:
         return self._beside(version) if found is None else dict(found)
 
     def records(self) -> list[dict[str, Any]]:
-        """All records, oldest first, without those that a kill cut off."""
+        """All records, oldest first, without those that a kill cut off; not to be changed.
+
+        The same object as long as there is no other one: after some months of trainings the file has megabytes.
+        """
         records = self._lines()
         missing = self._missing(records)
         return records if missing is None else [*records, missing]
@@ -217,10 +222,18 @@ class Releases:
 
     def _lines(self) -> list[dict[str, Any]]:
         try:
+            # Before it is read: what is appended meanwhile changes it, so that it is read again.
+            stat = self._records.stat()
+            signature = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            known = self._read
+            if known is not None and known[0] == signature:
+                return known[1]
             text = self._records.read_text("utf-8", errors="replace")
         except FileNotFoundError:
             return []
-        return [record for line in text.splitlines() if (record := _parse(line)) is not None]
+        lines = [record for line in text.splitlines() if (record := _parse(line)) is not None]
+        self._read = (signature, lines)
+        return lines
 
     def _missing(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         """The record of the serving version, if a kill kept it out of `records`."""

@@ -53,7 +53,7 @@ def _minutes(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 10_000:
-        raise InputError("minutes", value, "a number of minutes above 0")
+        raise InputError("minutes", value, "a number of minutes above 0 and below 10000")
     return float(value)
 
 

@@ -31,12 +31,20 @@ from lib.settings import Settings
 from lib.training.ancestry import known_scores, seen_by, trained_labels
 from lib.training.cases import CaseFile, Skipped, label_digest
 from lib.training.checkpoint import CheckpointFile, remove_parts
-from lib.training.choice import MIN_GROUPS, Choice, choose, group_of, without_patients_of
+from lib.training.choice import (
+    MIN_GROUPS,
+    Choice,
+    case_hash,
+    choose,
+    group_of,
+    replayed,
+    without_patients_of,
+)
 from lib.training.circumstances import BuildModel, Circumstances
 from lib.training.gate import Rules
 from lib.training.judging import HALF, Exam, Judge, Verdict, Weights
 from lib.training.loop import Progress, TrainResult
-from lib.training.pending import pending_labels
+from lib.training.pending import FINISHED, pending_labels
 from lib.training.progress_file import NAME as PROGRESS
 from lib.training.progress_file import ProgressFile, read_progress
 from lib.training.record import RunRecord, write_card
@@ -55,6 +63,7 @@ log = logging.getLogger(__name__)
 
 # The server holds the lock for an instant when it looks whether a run is under way.
 LOCK_PATIENCE_S = 1.0
+LOOK_S = 0.02
 LOCK = "training.lock"  # held by a run from its beginning to its end, whatever that is
 # Training cases that are looked at for labels that do not fit: a second or two each.
 MAX_LOOKED_AT = 60
@@ -115,7 +124,8 @@ def is_under_way(state: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        FileLock(path).acquire(timeout=0).lock.release()
+        # Another one who only looks holds it for a moment, too.
+        FileLock(path).acquire(timeout=LOOK_S, poll_interval=LOOK_S / 2).lock.release()
     except Timeout:
         return True
     return False
@@ -166,6 +176,7 @@ class _Run:
             kind=request.kind,
             trigger=request.trigger,
             start=request.start,
+            minutes=request.minutes,
             code_version=here.code_version,
             view=here.view_digest,
         )
@@ -352,10 +363,14 @@ class _Run:
             raise TrainingError(
                 f"no labels: save a label first, training needs at least {MIN_GROUPS} labelled cases"
             )
-        digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
+        # Without those whose image may be had another time: their labels wait for that.
+        digests = {
+            file.case_id: label_digest(file.label) for file in files if file.label.is_file() and not file.away
+        }
         self._note(label_digests=digests)
-        shelf, skipped = Shelf.of(files, self.view.labels)
-        self._note(skipped=tuple(skipped))
+        taken = self._taken(files)
+        shelf, skipped = Shelf.of(taken, self.view.labels, self.here.between_cases)
+        self._note(skipped=tuple(skipped), not_replayed=len(files) - len(taken))
         for case in skipped:
             log.warning("training skips %s: %s", case.case_id, case.reason)
         try:
@@ -366,10 +381,29 @@ class _Run:
             trained=choice.training,
             validated=choice.validation,
             left_out=choice.folds,
+            held_back=choice.held_back,
             method=choice.method,
             trained_labels=self._in_order(shelf.occurring(choice.training)),
         )
         return shelf, choice
+
+    def _taken(self, files: Sequence[CaseFile]) -> list[CaseFile]:
+        """What the run looks at: all, but for old cases of an incremental run where there are very many."""
+        if self.here.request.kind == "full":
+            return list(files)
+        records, training = self.releases.records(), self.here.settings.training
+        patient, seen = self.here.settings.task.patient, seen_by(records, self.record.champion)
+        known = {group_of(case, patient) for case in seen}
+
+        def validates(case: str) -> bool:
+            group = group_of(case, patient)
+            return group not in known and case_hash(group) < training.validation_fraction
+
+        # Others in each run; the same ones in one that goes on after a stop.
+        seed = training.seed + sum(record.get("decision") in FINISHED for record in records)
+        cases = [file.case_id for file in files]
+        chosen = replayed(cases, self._new_cases(), validates, training.replayed_cases, seed)
+        return [file for file in files if file.case_id in chosen]
 
     def _in_order(self, names: Collection[str]) -> tuple[str, ...]:
         return tuple(name for name in self.view.labels if name in names)

@@ -4,9 +4,10 @@ Volumes are read again whenever they are needed, which is a few times a run. Wha
 memory as long as there is room, and from then on in a file that the system keeps in memory as far as it can.
 """
 
+import shutil
 import tempfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from lib.volume import load_volume
 
 # Of the memory that is available when a run begins; the rest is for the network, for one volume, and for clicks.
 CASES_SHARE = 0.25
+# Of the disk, for what is saved meanwhile.
+LEFT_FREE = 2 << 30
 
 
 class Shelf:
@@ -34,10 +37,16 @@ class Shelf:
         self._occurring: dict[str, tuple[str, ...]] = {}
 
     @classmethod
-    def of(cls, files: Sequence[CaseFile], labels: Mapping[str, int]) -> tuple["Shelf", list[Skipped]]:
-        """Reads every case once: those that can be used, and the others with the reason, in the order of `files`."""
+    def of(
+        cls, files: Sequence[CaseFile], labels: Mapping[str, int], pause: Callable[[], None] = lambda: None
+    ) -> tuple["Shelf", list[Skipped]]:
+        """Reads every case once: those that can be used, and the others with the reason, in the order of `files`.
+
+        `pause()` is called before each, and may end it by an error.
+        """
         shelf, skipped = cls(), []
         for file in files:
+            pause()
             try:
                 shelf._put(file, load_case(file, labels), labels)
             except (MedsaError, OSError) as error:
@@ -114,6 +123,12 @@ class Room:
         return replace(case, planes=self._in_file(case.planes), labels=self._in_file(case.labels))
 
     def _in_file(self, array: NDArray[Any]) -> NDArray[Any]:
+        free = shutil.disk_usage(self._folder).free
+        if free - array.nbytes < LEFT_FREE:
+            raise TrainingError(
+                f"the state folder's disk has {free >> 20} MB left, and labels are saved there too: the cases of this "
+                f"training need {array.nbytes >> 20} MB more than memory has; allowed: {LEFT_FREE >> 20} MB stay free"
+            )
         with tempfile.TemporaryFile(dir=self._folder) as file:
             # Written, not mapped for writing: a full disk is an error then, and does not kill the process.
             file.write(np.ascontiguousarray(array).data)

@@ -63,10 +63,11 @@ class Teacher:
         """
         spec = start.spec
         room = Room.beside(self.here.state)
-        cases = [
-            room.keep(prepare_case(case, self.here.view, spec.image_size, spec.mask_size))
-            for case in training
-        ]
+        cases = []
+        for case in training:
+            if self.here.world.leads:  # the others are in step with it, and never wait by themselves
+                self.here.between_cases()
+            cases.append(room.keep(prepare_case(case, self.here.view, spec.image_size, spec.mask_size)))
         size = self._size(start, cases) if image_size is None else image_size
         if size == spec.image_size:
             return start, cases

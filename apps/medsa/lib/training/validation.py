@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lib.device_memory import once_more
 from lib.embeddings import EmbeddingCache
 from lib.evaluation.metrics import volume_dice
 from lib.evaluation.simulated_user import annotate
@@ -15,7 +16,6 @@ from lib.model.medsa import MedSA
 from lib.predictor import Predictor
 from lib.prompts.promptset import PromptSet
 from lib.training.cases import Case
-from lib.training.device_memory import once_more
 from lib.training.gate import MEASURES, Scores
 from lib.training.suspicion import Agreement
 from lib.training.viewpoint import Viewpoint

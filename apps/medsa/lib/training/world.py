@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from lib.errors import TrainingError
+from lib.errors import InputError, TrainingError
 
 # How long the others wait while the first one loads and judges. One that dies is noticed at once: its connection ends,
 # or torchrun ends them all.
@@ -67,23 +67,31 @@ ALONE = World()
 
 
 @contextmanager
-def world_of_this_process() -> Iterator[World]:
+def world_of_this_process(device: str = "auto") -> Iterator[World]:
     """The world that torchrun describes in the environment; a world of one where there is none.
 
-    Raises TrainingError when the others cannot be reached.
+    `device` is "cpu", "cuda", or "auto": a GPU where there is one. Raises TrainingError when the others cannot be
+    reached, InputError for more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        torch.cuda.set_device(_gpu_of(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
     with _named_failure():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield World(distributed.get_rank(), size)
     finally:
         distributed.destroy_process_group()
+
+
+def _gpu_of(rank: int, count: int) -> int:
+    if rank >= count:
+        raise InputError("LOCAL_RANK", rank, f"below the number of GPUs of this machine, {count}")
+    return rank
 
 
 def _device() -> torch.device:

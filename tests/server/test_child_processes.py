@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from monailabel.utils.async_tasks import utils
 
-from lib.server import child_trainings
-from lib.server.child_trainings import is_automatic, running_training, stop_training
+from lib.server import child_processes
+from lib.server.child_processes import is_active, is_automatic, running_training, stop_training
 
 ON = "print('on', flush=True); time.sleep(600)"
 HEARS = f"import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); {ON}"
@@ -77,19 +77,42 @@ def test_one_that_does_not_hear_is_killed_in_time(start: Start) -> None:
 def test_one_that_was_just_handed_in_is_stopped_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process comes a moment later."""
     task = start(HEARS)
-    known = utils.processes("train")
-    processes, shown = dict(known), iter([{}, {}])
+    (process,) = utils.processes("train").values()
+    shown = iter([{}, {}])
     task["status"] = "SUBMITTED"
-    monkeypatch.setattr(child_trainings, "processes", lambda method: next(shown, processes))
-    assert running_training() is task
-    monkeypatch.undo()
+    monkeypatch.setattr(
+        child_processes, "processes", lambda method: next(shown, None) or utils.processes(method)
+    )
+    assert stop_training() is task
+    assert process.wait(timeout=30) == 0, "it heard"
 
 
-def test_one_that_never_begins_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_trainings, "START_S", 0.2)
-    monkeypatch.setattr(child_trainings, "tasks", lambda method: [{"id": "1", "status": "SUBMITTED"}])
-    monkeypatch.setattr(child_trainings, "processes", lambda method: {})
-    assert running_training() is None
+def test_one_that_never_begins_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process cannot be made, MONAI Label's thread ends without a word."""
+
+    def refused(*given: Any, **named: Any) -> Any:
+        raise OSError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(child_processes, "START_S", 0.2)
+    monkeypatch.setattr(utils.subprocess, "Popen", refused)
+    task = utils.run_background_task({"model": "medsa"}, "train")
+    began = time.monotonic()
+    assert stop_training() is None
+    assert time.monotonic() - began < 5, "not waited for long"
+    assert is_active("train"), "it may still begin"
+    monkeypatch.setattr(child_processes, "LOST_S", 0.0)
+    assert not is_active("train")
+    assert task["status"] == "ERROR"
+    assert not is_active("train")
+
+
+def test_one_that_waits_behind_another_is_not_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_processes, "LOST_S", 0.0)
+    start(HEARS)
+    behind = {"id": "behind", "status": "SUBMITTED"}
+    utils.tasks("train").append(behind)
+    assert is_active("train")
+    assert behind["status"] == "SUBMITTED"
 
 
 def test_a_persons_training_is_not_automatic() -> None:

@@ -1,8 +1,10 @@
-"""Starting and stopping trainings, which are child processes of MONAI Label's.
+"""Trainings and scorings, which are child processes of MONAI Label's: whether one runs, and starting and stopping it.
 
-One that is to stop is asked to, so that it keeps its checkpoint, and killed where it does not hear; MONAI Label's own
-stop kills at once. Its bookkeeping is used as it is: `tasks("train")` and `processes("train")`, which its worker thread
-changes when a child ends. Stops are taken one after the other (`_lock`).
+A training that is to stop is asked to, so that it keeps its checkpoint, and killed where it does not hear; MONAI
+Label's own stop kills at once. Its bookkeeping is used as it is: `tasks("train")` and `processes("train")`, which its
+worker thread changes when a child ends. Where a process cannot be started (no memory, too many processes) that thread
+says nothing, and the task is about to begin for ever; here it is given up. Stops are taken one after the other
+(`_lock`); `_waiting` is the housekeeping thread's and the requests', who at worst note a moment twice.
 """
 
 import logging
@@ -21,9 +23,31 @@ PATIENCE_S = 7.0  # 10 s are promised for all of a stop
 KILL_S = 1.5  # a process that was killed is gone some milliseconds later
 POLL_S = 0.05
 START_S = 1.0  # a process is there some milliseconds after it was asked for
+LOST_S = 30.0  # of a task without a process: it does not come any more
 AUTOMATIC = ("labels", "idle", "nightly")
+BEGUN = ("SUBMITTED", "RUNNING")
 
 _lock = threading.Lock()
+# Method -> task id -> since when it has been without a process while no other one ran.
+_waiting: dict[str, dict[str, float]] = {}
+
+
+def is_active(method: str) -> bool:
+    """Whether a child process of this kind ("train", "scoring") runs, is about to, or is being stopped."""
+    if processes(method):
+        _waiting[method] = {}  # it is waited for that one's end
+        return True
+    coming = [task for task in list(tasks(method)) if task["status"] in BEGUN]
+    return sum(not _is_lost(task, method) for task in coming) > 0  # each is looked at
+
+
+def _is_lost(task: dict[str, Any], method: str) -> bool:
+    now = time.monotonic()
+    if now - _waiting.setdefault(method, {}).setdefault(task["id"], now) < LOST_S:
+        return False
+    task["status"] = "ERROR"
+    log.error("a child process for %s did not begin within %g s and is given up", method, LOST_S)
+    return True
 
 
 def running_training() -> dict[str, Any] | None:
@@ -36,7 +60,7 @@ def running_training() -> dict[str, Any] | None:
         running = set(processes("train"))
         known = list(tasks("train"))
         found = next((task for task in known if task["id"] in running), None)
-        coming = any(task["status"] in ("SUBMITTED", "RUNNING") for task in known)
+        coming = any(task["status"] in BEGUN for task in known)
         if found is not None or not coming or time.monotonic() > deadline:
             return found
         time.sleep(POLL_S)

@@ -8,8 +8,9 @@ import torch
 from lib.memory import give_back_freed_memory
 
 T = TypeVar("T")
-# What the two allocators say when there is no more: a class of torch's own on a GPU, a plain RuntimeError on a CPU.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# What is said when there is no more: by torch's allocators (a class of its own on a GPU, a plain RuntimeError on a
+# CPU), and by the libraries of a card that is nearly full.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
