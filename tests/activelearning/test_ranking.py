@@ -116,10 +116,18 @@ def test_a_cold_start_takes_typical_cases_from_different_groups(labelled: int, m
     assert "outlier" not in names(found)[:10]
 
 
-def test_the_first_case_of_a_cold_pool_is_typical_whatever_the_seed(many: Callable[..., Pool]) -> None:
-    pool = many(labelled=0, version=0)
-    typical = typicality(pool.embedding, np.random.default_rng(0))
-    for seed in range(10):
+@pytest.mark.parametrize("count", [30, 1200])  # with more than a thousand images the generator matters too
+def test_the_first_case_of_a_cold_pool_is_typical_whatever_the_pool_and_the_seed(
+    count: int, make_pool: MakePool
+) -> None:
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        # Groups of different sizes, and outliers.
+        groups = rng.choice(4, size=count, p=[0.5, 0.25, 0.15, 0.1])
+        rows = 4 * rng.normal(size=(4, 6))[groups] + rng.normal(size=(count, 6))
+        rows[: count // 15] *= 5
+        pool = make_pool({f"case{n}": ((0.5,), row) for n, row in enumerate(rows)}, version=0)
+        typical = typicality(pool.embedding, np.random.default_rng(0))
         place = pool.cases.index(order("medsa", pool, seed)[0])
         assert (typical > typical[place]).mean() < 0.25
 

@@ -17,6 +17,7 @@ from lib.infers.serving import Served, ServingModel
 from lib.scoring.scores import ScoreFolder
 from lib.scoring.survey import Surveyor
 from lib.scoring.sweep import Shard
+from lib.training.clicks_first import ClicksFirst
 from lib.volume import Volume, save_mask
 
 APP = Path(cli.__file__).resolve().parent
@@ -97,6 +98,15 @@ def test_it_goes_on_with_a_version_that_is_published_meanwhile(
         "base vit_t, version 0: 0 could not be scored",
         "base vit_t, version 1: 0 could not be scored",
     ]
+
+
+def test_it_gives_way_to_clicks_of_a_server_on_the_same_state_folder(
+    command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[Path | None] = []
+    monkeypatch.setattr(ClicksFirst, "wait", lambda self, *given: waited.append(self._path) or 0.0)
+    assert cli.main(command()) == 0
+    assert set(waited) == {tmp_path / "state" / "clicked"}
 
 
 def test_stopped_it_says_so(

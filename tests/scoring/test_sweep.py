@@ -17,6 +17,7 @@ from lib.scoring.scoring_method import MedsaScoring, ScoringTask
 from lib.scoring.survey import Surveyor, stamp_of
 from lib.scoring.sweep import LIST_SECONDS, MOST_UNREACHABLE, Shard, sweep, to_score
 from lib.settings import IntensitySettings
+from lib.training.clicks_first import ClicksFirst
 from lib.volume import save_mask
 
 
@@ -231,6 +232,16 @@ def test_cases_that_come_while_scoring_runs_are_scored_and_labelled_ones_are_not
     now[0] = LIST_SECONDS + 1
     done += [step.case for step in steps]
     assert sorted(done) == sorted(store.list_images()), "a labelled one is described once"
+
+
+def test_it_gives_way_to_clicks_at_this_state_folder(
+    scoring: Callable[[int], MedsaScoring], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[Path | None] = []
+    monkeypatch.setattr(ClicksFirst, "wait", lambda self, *given: waited.append(self._path) or 0.0)
+    scoring(0)({}, store)
+    assert set(waited) == {tmp_path / "clicked"}
+    assert len(waited) > 2 * 3, "between the parts of each case"
 
 
 def test_a_pacs_that_is_away_ends_it(

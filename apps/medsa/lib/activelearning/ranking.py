@@ -20,6 +20,8 @@ HEAD = 64
 COLD_LABELS = 4
 # ClaSP PE: noise on the logarithm of the uncertainty, which falls with the number of labels.
 NOISE, NOISE_LABELS = 0.5, 10.0
+# The very first case is among the most typical quarter, whatever else it would stand for.
+FIRST_TYPICAL = 0.75
 STRATIFIED = 0.5  # of the places go to one label after the other, the rest to the sum of all
 COVERED = 1.0  # the weight of standing for much that no labelled one stands for
 LEAST, MOST = 0.25, 4.0  # the gains that count, in medians
@@ -170,12 +172,15 @@ def _cold(pool: Pool, rng: np.random.Generator) -> list[Ranked]:
     if len(candidates) == 0:
         return rest
     typical = _percentiles(typicality(pool.embedding[pool.described], rng))
-    percentile = dict(zip(np.flatnonzero(pool.described).tolist(), typical.tolist(), strict=True))
+    percentile = typical[np.searchsorted(np.flatnonzero(pool.described), candidates)]
     coverage = _coverage(pool, candidates, rng)
     ranked: list[Ranked] = []
     for among in _head(pool, candidates):
+        if not ranked and not pool.labelled.any():
+            typical_ones = among & (percentile >= FIRST_TYPICAL)
+            among = typical_ones if typical_ones.any() else among
         place = coverage.choose(lambda gains: gains, among)
-        parts = _part(coverage=coverage.gains[place], typicality=percentile[int(candidates[place])])
+        parts = _part(coverage=coverage.gains[place], typicality=percentile[place])
         ranked.append(Ranked(pool.cases[candidates[place]], "cold", None, parts))
     left = np.flatnonzero(~coverage.chosen)
     return ranked + _later(pool, candidates[left[np.argsort(-coverage.gains[left], kind="stable")]]) + rest
