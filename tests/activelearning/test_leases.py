@@ -57,9 +57,30 @@ def test_a_click_writes_once_a_minute_and_waits_for_nobody(leases: Leases, tmp_p
     with FileLock(tmp_path / "state" / "leases.lock"):
         leases.extend("a", 200)
     assert leases.table()["a"]["until"] == 3700
-    leases.extend("a", 300)
-    assert leases.table()["a"]["until"] == 3900
-    assert leases.held(3899) == {"a"}
+    leases.extend("a", 210)
+    assert leases.table()["a"]["until"] == 3810
+    assert leases.held(3809) == {"a"}
+
+
+def test_a_full_disk_spoils_no_click(leases: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases.offer("ann", lambda: ["a"], 0)
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lib.activelearning.leases.write_json", full)
+    leases.extend("a", 100)
+    monkeypatch.undo()
+    leases.extend("a", 101)
+    assert leases.table()["a"]["until"] == 3701
+
+
+def test_short_leases_are_kept_by_clicks_too(tmp_path: Path) -> None:
+    leases = Leases(tmp_path / "leases.json", minutes=0.5)
+    leases.offer("ann", lambda: ["a"], 0)
+    for now in range(10, 100, 10):
+        leases.extend("a", now)
+    assert leases.held(100) == {"a"}
 
 
 def test_a_labelled_case_is_not_offered_again(leases: Leases) -> None:

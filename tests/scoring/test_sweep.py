@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lib import volume
 from lib.embeddings import EmbeddingCache
 from lib.errors import PacsError, PacsUnreachableError
 from lib.infers.serving import Served
@@ -202,6 +203,30 @@ def test_a_file_that_was_copied_in_half_is_scored_when_it_is_whole(
     file.write_bytes(whole)
     assert [step.problem for step in sweep(store, scores, surveyor)] == [None]
     assert set(scores.table().unreadable) == {"broken"}
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_what_cannot_be_read_for_a_moment_is_not_called_unreadable(
+    error: Exception,
+    served: Callable[[int], Served],
+    store: Store,
+    scores: ScoreFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(path: Path) -> Any:
+        raise error
+
+    monkeypatch.setitem(volume._READERS, ".nii.gz", failing)
+    surveyor = Surveyor(served(0), ["object"])
+    assert len(list(sweep(store, scores, surveyor))) == 4
+    monkeypatch.undo()
+    assert scores.table().unreadable == {}
+    assert {step.case: bool(step.problem) for step in sweep(store, scores, surveyor)} == {
+        "a": False,
+        "b": False,
+        "c": False,
+        "broken": True,
+    }
 
 
 def test_other_settings_are_another_model(tiny_model: MedSA) -> None:

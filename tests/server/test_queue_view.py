@@ -21,6 +21,10 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.away: set[str] = set()
+
+    def is_available(self, image_id: str) -> bool:
+        return image_id not in self.away
 
     def get_labeled_images(self) -> list[str]:
         return [path.name for path in self.folder.iterdir()]
@@ -76,6 +80,16 @@ def test_a_failed_run_leaves_the_queue(parts: Parts, store: Any) -> None:
     queue = QueueView(parts, store)
     parts.releases.record({"decision": "failed", "label_digests": queue.pending()})
     assert set(queue.pending()) == {"a"}
+
+
+def test_a_label_whose_image_is_away_starts_nothing_until_it_is_back(parts: Parts, store: Any) -> None:
+    for name in ("a", "b"):
+        (store.folder / name).write_bytes(b"1")
+    store.away = {"a"}
+    queue = QueueView(parts, store)
+    assert set(queue.pending()) == {"b"}
+    store.away = set()
+    assert set(queue.pending()) == {"a", "b"}
 
 
 def test_the_records_are_parsed_again_only_when_there_are_more(

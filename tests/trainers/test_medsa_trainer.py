@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lib.errors import PacsError, TrainingError, VolumeError
+from lib.errors import PacsError, PacsUnreachableError, TrainingError, VolumeError
 from lib.prompts.promptset import PromptSet
 from lib.trainers.medsa_trainer import MedsaTrainer, labelled_cases, training_cases
 from lib.training.cases import CaseFile
@@ -50,6 +50,27 @@ def test_an_image_that_cannot_be_had_costs_that_case_alone() -> None:
     away, unusable = training_cases(Away())
     assert (away.problem, away.away) == ("the PACS cannot be reached", True)
     assert (unusable.problem, unusable.away) == ("slices of two sizes", False)
+
+
+def test_a_pacs_that_is_away_is_not_asked_for_every_image() -> None:
+    asked = []
+
+    class Gone(Store):
+        def get_labeled_images(self) -> list[str]:
+            return [f"case{number}" for number in range(8)]
+
+        def is_fetched(self, image_id: str) -> bool:
+            return image_id == "case7"
+
+        def get_image_uri(self, image_id: str) -> str:
+            asked.append(image_id)
+            if image_id == "case7":
+                return "/cache/case7.nrrd"
+            raise PacsUnreachableError("no answer")
+
+    cases = labelled_cases(Gone())
+    assert asked == ["case0", "case1", "case2", "case7"]
+    assert [case.away for case in cases] == [True] * 7 + [False]
 
 
 def test_returns_what_became_of_the_run(tmp_path: Path) -> None:

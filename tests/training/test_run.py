@@ -200,15 +200,16 @@ def test_a_label_that_was_learned_and_has_no_case_any_more_refuses(go, files, re
     records.write_text(
         records.read_text().replace('"trained_labels": ["object"]', '"trained_labels": ["object", "rare"]')
     )
-    with pytest.raises(TrainingError, match="no case can judge the label rare"):
-        go(files, both)
-    failed = releases.records()[-1]
-    assert (failed["decision"], failed["steps"]) == ("failed", 0), "before it costs anything"
-    assert pending_labels({"case9": "new"}, releases.records()) == ["case9"]
+    record = go(files, both)
+    assert (record.decision, record.steps) == ("refused", 0), "before it costs anything"
+    assert "no case can judge the label rare" in record.reasons[0]
+    assert "roll back to a version that has not learned it" in record.reasons[0]
+    assert releases.records()[-1]["decision"] == "refused"
+    assert pending_labels(record.label_digests, releases.records()) == [], "again it would end alike"
 
 
 def test_an_image_that_is_away_costs_that_case_alone_and_its_label_waits(
-    go, many_cases, write_case, scripted
+    go, many_cases, write_case, scripted, releases
 ):
     scripted(0.5, 0.6, 0.9, 0.9)
     away, *others = [write_case(case) for case in many_cases]
@@ -218,6 +219,14 @@ def test_an_image_that_is_away_costs_that_case_alone_and_its_label_waits(
         (away.case_id, "the PACS cannot be reached")
     ]
     assert set(record.label_digests) == {file.case_id for file in others}
+    scripted(0.5, 0.6, 0.9, 0.9)
+    all_there = go([away, *others])
+    assert pending_labels(all_there.label_digests, releases.records()) == []
+    scripted(0.5, 0.6, 0.9, 0.9)
+    again = go([gone, *others])
+    assert set(again.label_digests) == set(all_there.label_digests), (
+        "it was learned before, and waits for nothing"
+    )
 
 
 def test_of_many_old_cases_a_run_looks_at_some(go, many_cases, write_case, scripted, monkeypatch):

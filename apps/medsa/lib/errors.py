@@ -40,6 +40,10 @@ class VolumeError(MedsaError):
     http_status = 422
 
 
+class UnavailableError(VolumeError):
+    """An image that cannot be read now, for a reason that is not in the file: it may be read another time."""
+
+
 class LabelError(MedsaError):
     """A label that does not fit its image or its label set."""
 
@@ -64,6 +68,10 @@ class AlreadyTrainingError(TrainingError):
     """Another training holds the state folder's lock."""
 
     http_status = 429
+
+
+class UnjudgedError(TrainingError):
+    """A label that the serving version has learned, and no case can judge: nothing could be published."""
 
 
 class DivergenceError(TrainingError):

@@ -20,7 +20,7 @@ import nrrd
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.errors import LabelError, VolumeError
+from lib.errors import LabelError, UnavailableError, VolumeError
 from lib.readers.nifti_reader import read_nifti
 from lib.readers.nrrd_reader import read_nrrd
 from lib.readers.picture_reader import read_picture
@@ -173,18 +173,21 @@ def save_image(volume: Volume, path: Path) -> None:
 
 def _read(path: Path) -> StoredImage:
     if not path.is_file():
-        raise VolumeError(f"image {path.name}: no such file")
+        raise UnavailableError(f"image {path.name}: no such file")
     # The reader is chosen here: left to guess, MONAI also tries readers that unpickle what they are given.
     read = next((reader for suffix, reader in _READERS.items() if path.name.endswith(suffix)), None)
     if read is None:
         raise VolumeError(f"image {path.name}: unknown file type; allowed: {', '.join(SUFFIXES)}")
     try:
         return read(path)
-    except VolumeError:
+    except (VolumeError, MemoryError):
         raise
     except Exception as error:  # the readers raise whatever their parsers stumble over
         reason = " ".join(f"{type(error).__name__}: {error}".split()).replace(f"{path.parent}/", "")[:300]
-        raise VolumeError(f"image {path.name}: cannot be read ({reason})") from error
+        # The system's own errors have a number: no permission, too many open files, a network that is gone.
+        of_system = isinstance(error, OSError) and error.errno is not None
+        kind = UnavailableError if of_system else VolumeError
+        raise kind(f"image {path.name}: cannot be read ({reason})") from error
 
 
 def _three_axes(stored: StoredImage, path: Path) -> NDArray[Any]:

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -94,17 +93,27 @@ class Leases:
     def extend(self, case: str, now: float) -> None:
         """Somebody works on `case`: the lease that it has, if any, lasts from now on. At most once a minute.
 
-        Nothing is waited for: where another one holds the lock, the next call does it.
+        Nothing is waited for, and nothing goes wrong: where another one holds the lock, or nothing can be written, the
+        next call does it.
         """
-        if now - self._extended.get(case, -math.inf) < EXTENDED_SECONDS:
+        if now - self._extended.get(case, -math.inf) < min(EXTENDED_SECONDS, self._seconds / 4):
+            return
+        try:
+            with self._lock().acquire(timeout=0):
+                self._extend(case, now)
+        except Timeout:
+            return
+        except OSError as error:
+            log.warning("a lease could not be extended (%s)", type(error).__name__)
             return
         self._extended[case] = now
-        with suppress(Timeout), self._lock().acquire(timeout=0):
-            book = self._read()
-            lease = book.leases.get(case)
-            if lease is not None and lease["until"] > now:
-                book.leases[case] = Lease(client=lease["client"], until=now + self._seconds)
-                self._write(book)
+
+    def _extend(self, case: str, now: float) -> None:
+        book = self._read()
+        lease = book.leases.get(case)
+        if lease is not None and lease["until"] > now:
+            book.leases[case] = Lease(client=lease["client"], until=now + self._seconds)
+            self._write(book)
 
     def held(self, now: float) -> set[str]:
         """The cases that somebody has."""

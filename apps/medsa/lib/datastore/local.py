@@ -99,6 +99,14 @@ class MedsaDatastore(LocalDatastore):
             )
         return Path(uri)
 
+    def is_fetched(self, image_id: str) -> bool:
+        """Whether the image is here, and need not come from elsewhere."""
+        return True
+
+    def is_available(self, image_id: str) -> bool:
+        """Whether the image can be had now, as far as is known."""
+        return True
+
     def image_signature(self, image_id: str) -> str:
         """Tells the image's file from another one that has its name at another time; "" where there is none."""
         entry = self._datastore.objects.get(image_id)
@@ -106,14 +114,16 @@ class MedsaDatastore(LocalDatastore):
 
     def image_signatures(self) -> Mapping[str, str]:
         """The signatures of all images, as they were when the folder was last looked through."""
+        known = self._signatures
         unknown = {
-            case: entry.image.ext
-            for case, entry in self._datastore.objects.items()
-            if case not in self._signatures
+            case: entry.image.ext for case, entry in self._datastore.objects.items() if case not in known
         }
-        if unknown:  # of another process, or uploaded
-            self._signatures = {**self._signatures, **self._signatures_of(unknown)}
-        return self._signatures
+        if not unknown:
+            return known
+        found = {**known, **self._signatures_of(unknown)}  # of another process, or uploaded
+        if self._signatures is known:
+            self._signatures = found
+        return found
 
     def label_path(self, label_id: str, tag: str) -> Path:
         """The current label's file; raises NotFoundError where there is none."""
@@ -331,7 +341,6 @@ class MedsaDatastore(LocalDatastore):
     def _reconcile_datastore(self) -> None:
         with self._transaction() as draft:
             images = self._images_found()
-            self._signatures = self._signatures_of(images)
             labels_folder = Path(draft.label_path(None))
             tags = sorted(entry.name for entry in labels_folder.iterdir() if entry.is_dir())
             labels = {tag: self._suffixes_by_id(labels_folder / tag, LABEL_SUFFIXES) for tag in tags}
@@ -339,6 +348,8 @@ class MedsaDatastore(LocalDatastore):
                 image_id: _reconciled(draft.objects.get(image_id), image_id, images[image_id], labels)
                 for image_id in sorted(images)
             }
+        # Not under the locks: on a network's share it takes a moment for each file.
+        self._signatures = self._signatures_of(images)
 
     def _images_found(self) -> dict[str, str]:
         """Id -> suffix of all images there are."""
@@ -346,10 +357,10 @@ class MedsaDatastore(LocalDatastore):
 
     def _signatures_of(self, images: Mapping[str, str]) -> dict[str, str]:
         """Id -> signature; `images` are id -> suffix. Without reading any: by size and time of the last change."""
-        found = {}
+        found, folder = {}, str(self._datastore_path)
         for image_id, suffix in images.items():
             with suppress(OSError):  # removed meanwhile
-                stat = os.stat(Path(self._datastore_path) / self._filename(image_id, suffix))
+                stat = os.stat(f"{folder}/{self._filename(image_id, suffix)}")
                 found[image_id] = f"{stat.st_size} {stat.st_mtime_ns}"
         return found
 

@@ -113,6 +113,14 @@ class PacsDatastore(MedsaDatastore):
             self.refresh()
             raise
 
+    def is_fetched(self, image_id: str) -> bool:
+        """Whether the volume lies in the folder."""
+        return self.series.is_fetched(image_id)
+
+    def is_available(self, image_id: str) -> bool:
+        """Whether the volume lies there, or the PACS answers."""
+        return self.problem is None or self.series.is_fetched(image_id)
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any] | None) -> str:
         """Refused: images come from the PACS."""
         raise InputError("image", image_id or Path(image_filename).name, "a series that is sent to the PACS")

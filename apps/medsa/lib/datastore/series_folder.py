@@ -88,6 +88,10 @@ class SeriesFolder:
         write_json(self.root / "series.json", found)
         return True
 
+    def is_fetched(self, series: str) -> bool:
+        """Whether its volume lies in the folder."""
+        return (self.root / f"{series}{IMAGE_SUFFIX}").is_file()
+
     def image(self, series: str) -> Path:
         """The volume's file, fetched and converted where it is not there yet.
 

@@ -8,7 +8,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
-from lib.errors import MedsaError, NotFoundError, PacsError, PacsUnreachableError, VolumeError
+from lib.errors import (
+    MedsaError,
+    NotFoundError,
+    PacsError,
+    PacsUnreachableError,
+    UnavailableError,
+    VolumeError,
+)
 from lib.files import part_beside
 from lib.scoring.scores import CaseScore, ScoreFolder, Stamp, in_shard, stable_order
 from lib.scoring.survey import Surveyor
@@ -125,7 +132,8 @@ def _score(cases: Cases, folder: ScoreFolder, surveyor: Surveyor, case: str) -> 
         failure = _failure(surveyor, known, image, reason)
         if embedding is not None:
             failure = replace(failure, embedding=embedding)  # what the image is like stays known
-        folder.append(case, replace(failure, unreadable=isinstance(error, VolumeError)))
+        unreadable = isinstance(error, VolumeError) and not isinstance(error, UnavailableError)
+        folder.append(case, replace(failure, unreadable=unreadable))
         return reason
     _draw(folder.picture(case), found.picture)
     folder.append(case, replace(found.score, image=image))

@@ -190,8 +190,10 @@ class Housekeeping:
             self._tried_queue = queue
 
     def _start_scoring(self) -> None:
-        self._queue.look_again()
-        self._tried, self._tried_at = self._queue.unscored(), time.monotonic()
+        self._tried_at = time.monotonic()
+        self._tried = self._queue.unscored()
+        self._queue.look_again()  # a folder that cannot be listed now ends it here, until it is tried again
+        self._tried = self._queue.unscored()
         if self._tried:
             AsyncTask.run("scoring", request={"method": "medsa"})
 

@@ -32,9 +32,13 @@ class QueueView:
         self._entries: tuple[list[dict[str, Any]], tuple[Entry, ...]] | None = None
 
     def pending(self) -> dict[str, str]:
-        """Case id -> label digest of the labels that no finished training has seen."""
+        """Case id -> label digest of the labels that no finished training has seen, and a training could see now."""
         current = self.digests()
-        return {case: current[case] for case in pending_labels(current, self.records())}
+        return {
+            case: current[case]
+            for case in pending_labels(current, self.records())
+            if self._store.is_available(case)
+        }
 
     def newest(self, cases: Collection[str]) -> float | None:
         """When the newest of these labels was saved, in seconds since 1970, as its file says; None for no label."""

@@ -9,7 +9,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from lib.errors import PacsError, VolumeError
+from lib.errors import PacsError, PacsUnreachableError, VolumeError
 from lib.trainers.children import become_child, stop_requested
 from lib.training.cases import CaseFile
 from lib.training.progress_file import read_progress
@@ -20,6 +20,7 @@ from lib.training.run import is_under_way
 log = logging.getLogger(__name__)
 
 FINAL = "final"
+MOST_UNREACHABLE = 3
 # Trains on cases as asked, until the last argument says that it is to stop.
 Run = Callable[[list[CaseFile], RunRequest, Callable[[], bool]], RunRecord]
 
@@ -52,20 +53,26 @@ class MedsaTrainer(TrainTask):
         return {"decision": record.decision, "reasons": list(record.reasons), "version": record.version}
 
 
-def labelled_cases(datastore: Datastore) -> list[CaseFile]:
-    """The images that have a final label, by id. One that cannot be had now costs that case alone."""
-    return [_case_file(datastore, case_id) for case_id in sorted(datastore.get_labeled_images())]
+def labelled_cases(datastore: Any) -> list[CaseFile]:
+    """The images that have a final label, by id. One that cannot be had now costs that case alone.
+
+    A PACS that is away is asked for a few images and not for all of them: each time takes seconds.
+    """
+    found, unreachable = [], 0
+    for case_id in sorted(datastore.get_labeled_images()):
+        label = Path(datastore.get_label_uri(case_id, FINAL))
+        try:
+            if unreachable >= MOST_UNREACHABLE and not datastore.is_fetched(case_id):
+                raise PacsUnreachableError("the PACS cannot be reached")
+            found.append(CaseFile(case_id, Path(datastore.get_image_uri(case_id)), label))
+        except (PacsError, VolumeError) as error:
+            unreachable += isinstance(error, PacsUnreachableError)
+            away = isinstance(error, PacsError)
+            found.append(CaseFile(case_id, Path(), label, problem=str(error), away=away))
+    return found
 
 
-def _case_file(datastore: Datastore, case_id: str) -> CaseFile:
-    label = Path(datastore.get_label_uri(case_id, FINAL))
-    try:
-        return CaseFile(case_id, Path(datastore.get_image_uri(case_id)), label)
-    except (PacsError, VolumeError) as error:
-        return CaseFile(case_id, Path(), label, problem=str(error), away=isinstance(error, PacsError))
-
-
-def training_cases(datastore: Datastore) -> list[CaseFile]:
+def training_cases(datastore: Any) -> list[CaseFile]:
     """The same with the prompts that were kept with each label. It reads a record a case: not for every second."""
     return [
         case if case.problem else replace(case, recorded=datastore.recorded_prompts(case.case_id))

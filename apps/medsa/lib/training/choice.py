@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lib.errors import TrainingError
+from lib.errors import TrainingError, UnjudgedError
 
 Method = Literal["held out", "leave one out"]
 # Fewer patients than this cannot show that a label is better: the least of two changes is above 0 by chance too often.
@@ -72,8 +72,9 @@ def choose(
     A patient validates when its hash is below `fraction`, unless a case of it was trained on by what serves
     (`trained_before`). Where these patients are fewer than MIN_GROUPS, or lack a label that is `expected`,
     cases that what serves has not seen, MAX_CASES at the most, are left out one patient at a time, or in
-    HALVES folds where that would be more than MAX_SINGLES. Raises TrainingError where nothing is left to train on,
-    fewer than MIN_GROUPS patients to compare by, or no case for an expected label: such a run could publish nothing.
+    HALVES folds where that would be more than MAX_SINGLES. Raises TrainingError where nothing is left to train on, or
+    fewer than MIN_GROUPS patients to compare by, UnjudgedError where no case has an expected label: such a run could
+    publish nothing.
     """
     ordered = sorted(labels_of, key=lambda case: (case_hash(group_of(case, patient)), case))
     groups = {group_of(case, patient) for case in ordered}
@@ -111,23 +112,21 @@ def choose(
         )
     unjudged = sorted(set(expected) - _labels(chosen.judged, labels_of))
     if unjudged:
-        raise TrainingError(
+        raise UnjudgedError(
             f"no case can judge the label {', '.join(unjudged)}, so that nothing could be published: label one in a "
             "case that the serving version was not trained on, or roll back to a version that has not learned it"
         )
     return chosen
 
 
-def replayed(
-    cases: Collection[str], new: Collection[str], validates: Callable[[str], bool], most: int, seed: int
-) -> set[str]:
-    """The cases that an incremental run looks at: new ones, those that validate, and at most `most` others by lot.
+def replayed(cases: Collection[str], learned: Callable[[str], bool], most: int, seed: int) -> set[str]:
+    """The cases that an incremental run looks at: all that was not learned before, and at most `most` others by lot.
 
-    Time and disk of a run must not grow with all that was ever labelled.
+    Time and disk of a run must not grow with all that was ever learned.
     """
-    kept = {case for case in cases if case in new or validates(case)}
-    others = sorted(set(cases) - kept)
-    return kept | set(random.Random(seed).sample(others, min(most, len(others))))
+    others = sorted(case for case in cases if learned(case))
+    drawn = random.Random(seed).sample(others, min(most, len(others)))
+    return (set(cases) - set(others)) | set(drawn)
 
 
 def _labels(cases: Iterable[str], labels_of: Mapping[str, Collection[str]]) -> set[str]:

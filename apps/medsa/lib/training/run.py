@@ -22,7 +22,13 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from lib.errors import AlreadyTrainingError, DivergenceError, TrainingError, TrainingStopped
+from lib.errors import (
+    AlreadyTrainingError,
+    DivergenceError,
+    TrainingError,
+    TrainingStopped,
+    UnjudgedError,
+)
 from lib.files import remove_parts_of
 from lib.memory import keep_freed_memory
 from lib.model.adapter_io import AdapterConfig, save_adapter
@@ -34,7 +40,6 @@ from lib.training.checkpoint import CheckpointFile, remove_parts
 from lib.training.choice import (
     MIN_GROUPS,
     Choice,
-    case_hash,
     choose,
     group_of,
     replayed,
@@ -44,7 +49,7 @@ from lib.training.circumstances import BuildModel, Circumstances
 from lib.training.gate import Rules
 from lib.training.judging import HALF, Exam, Judge, Verdict, Weights
 from lib.training.loop import Progress, TrainResult
-from lib.training.pending import FINISHED, pending_labels
+from lib.training.pending import pending_labels
 from lib.training.progress_file import NAME as PROGRESS
 from lib.training.progress_file import ProgressFile, read_progress
 from lib.training.record import RunRecord, write_card
@@ -176,7 +181,7 @@ class _Run:
             kind=request.kind,
             trigger=request.trigger,
             start=request.start,
-            minutes=request.minutes,
+            minutes=here.settings.training.train_minutes if request.minutes is None else request.minutes,
             code_version=here.code_version,
             view=here.view_digest,
         )
@@ -210,6 +215,11 @@ class _Run:
         except TrainingStopped as error:
             self._tell_plan(None)
             self._note(decision="stopped", reasons=(str(error),))
+            self.releases.record(self.record.to_json())
+        except UnjudgedError as error:
+            # As the gate would say after the training; tried again, the same labels would end in the same way.
+            self._tell_plan(None)
+            self._note(decision="refused", reasons=(str(error),))
             self.releases.record(self.record.to_json())
         except Exception as error:
             self._tell_plan(None)
@@ -363,11 +373,11 @@ class _Run:
             raise TrainingError(
                 f"no labels: save a label first, training needs at least {MIN_GROUPS} labelled cases"
             )
-        # Without those whose image may be had another time: their labels wait for that.
-        digests = {
-            file.case_id: label_digest(file.label) for file in files if file.label.is_file() and not file.away
-        }
-        self._note(label_digests=digests)
+        digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
+        # A new label whose image may be had another time waits for that.
+        away = {file.case_id for file in files if file.away}
+        waiting = away & set(pending_labels(digests, self.releases.records()))
+        self._note(label_digests={case: digest for case, digest in digests.items() if case not in waiting})
         taken = self._taken(files)
         shelf, skipped = Shelf.of(taken, self.view.labels, self.here.between_cases)
         self._note(skipped=tuple(skipped), not_replayed=len(files) - len(taken))
@@ -376,7 +386,7 @@ class _Run:
         try:
             choice = self._choose(shelf)
         except TrainingError as error:
-            raise TrainingError("; ".join([str(error), *_reasons(skipped)])) from error
+            raise type(error)("; ".join([str(error), *_reasons(skipped)])) from error
         self._note(
             trained=choice.training,
             validated=choice.validation,
@@ -388,21 +398,22 @@ class _Run:
         return shelf, choice
 
     def _taken(self, files: Sequence[CaseFile]) -> list[CaseFile]:
-        """What the run looks at: all, but for old cases of an incremental run where there are very many."""
+        """What the run looks at: all, but for learned cases of an incremental run where there are very many."""
         if self.here.request.kind == "full":
             return list(files)
         records, training = self.releases.records(), self.here.settings.training
         patient, seen = self.here.settings.task.patient, seen_by(records, self.record.champion)
         known = {group_of(case, patient) for case in seen}
 
-        def validates(case: str) -> bool:
-            group = group_of(case, patient)
-            return group not in known and case_hash(group) < training.validation_fraction
+        new = self._new_cases()
+
+        def learned(case: str) -> bool:
+            return case not in new and group_of(case, patient) in known
 
         # Others in each run; the same ones in one that goes on after a stop.
-        seed = training.seed + sum(record.get("decision") in FINISHED for record in records)
+        seed = training.seed + sum(record.get("decision") != "stopped" for record in records)
         cases = [file.case_id for file in files]
-        chosen = replayed(cases, self._new_cases(), validates, training.replayed_cases, seed)
+        chosen = replayed(cases, learned, training.replayed_cases, seed)
         return [file for file in files if file.case_id in chosen]
 
     def _in_order(self, names: Collection[str]) -> tuple[str, ...]:

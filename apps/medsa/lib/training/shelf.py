@@ -49,8 +49,8 @@ class Shelf:
             pause()
             try:
                 shelf._put(file, load_case(file, labels), labels)
-            except (MedsaError, OSError) as error:
-                skipped.append(Skipped(file.case_id, str(error)))
+            except (MedsaError, OSError, MemoryError) as error:
+                skipped.append(Skipped(file.case_id, str(error) or type(error).__name__))
         return shelf, skipped
 
     @property
