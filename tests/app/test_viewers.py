@@ -262,7 +262,8 @@ def test_two_annotators_get_two_cases_and_the_label_ends_the_lease(server: Any, 
     assert third not in (first, second)
 
 
-def test_who_works_on_a_case_keeps_it(server: Any) -> None:
+def test_who_works_on_a_case_keeps_it(make_server: Callable[..., Any]) -> None:
+    server = make_server(cases=2, auto_train="false")  # nobody has clicked there in the last minute
     case = server.post("/activelearning/medsa", {"client_id": "ann"}).json()["id"]
 
     def until() -> float:
