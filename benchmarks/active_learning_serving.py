@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -13,16 +14,17 @@ import httpx
 import numpy as np
 from active_learning_data import PoolStudy
 from base_figures import figure_of
-from interaction_server import BASE, started
+from interaction_server import BASE, stamp_by, started
 from interaction_volumes import made_volume
 from network import Figure
 from training_methods import at_fitting_size, cpu_seconds, fresh_base, options_of, settings_of
 
 from lib.embeddings import EmbeddingCache
+from lib.files import file_signature
 from lib.infers.serving import Served
 from lib.model.medsa import MedSA
 from lib.predictor import Predictor
-from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder
+from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder, Stamp
 from lib.scoring.survey import Surveyor
 from lib.scoring.sweep import sweep
 from lib.training.cases import Case
@@ -64,12 +66,14 @@ def scoring_figures(study: PoolStudy, work: Path) -> list[Figure]:
 def store_figures(work: Path) -> list[Figure]:
     """Offers with 10,000 cases: right after the start, after each of some labels, while scores come in; 50 at once."""
     studies, state = work / "studies", work / "state"
-    _many_cases(studies, state)
+    scored_alike = _many_cases(studies, state, stamp_by(work, warm="false"))
     with started(work, studies, warm="false") as url:
         first = _offer(url, "first")[1]
+        if unscored := httpx.get(f"{url}/medsa/status", timeout=PATIENCE_S).json()["unscored_cases"]:
+            raise RuntimeError(f"the server scores {unscored} cases that have a score")
         usual = [_offer(url, f"client {number}") for number in range(OFFERS)]
         labelled = [_after_label(url, studies, case) for case, _ in usual[:LABELS]]
-        scored = [_after_score(url, state, number) for number in range(OFFERS)]
+        scored = [_after_score(url, state, number, scored_alike) for number in range(OFFERS)]
         with ThreadPoolExecutor(ANNOTATORS) as pool:
             together = list(pool.map(lambda number: _offer(url, f"together {number}"), range(ANNOTATORS)))
     title = f"next sample, {STORE_CASES:,} cases in the store"
@@ -101,11 +105,10 @@ def _after_label(url: str, studies: Path, case: str) -> float:
     return _offer(url, f"after {case}")[1]
 
 
-def _after_score(url: str, state: Path, number: int) -> float:
+def _after_score(url: str, state: Path, number: int, alike: CaseScore) -> float:
     """The same right after a new score, of which there is one a second while scoring runs."""
-    score = CaseScore(
-        BASE, 0, {"object": LabelScore(0.5, 0.5, 0.5, 900.0)}, np.full(256, 0.1, np.float32), time=1.0
-    )
+    labels = {"object": LabelScore(0.5, 0.5, 0.5, 900.0)}
+    score = replace(alike, labels=labels, embedding=np.full(256, 0.1, np.float32), time=1.0)
     ScoreFolder(state / "scores", shard=1).append(f"case{STORE_CASES - 1 - number:05d}", score)
     time.sleep(1.0)
     return _offer(url, f"scored {number}")[1]
@@ -164,9 +167,15 @@ class _Folder:
     def image_path(self, image_id: str) -> Path:
         return self.folder / f"{image_id}.nii.gz"
 
+    def image_signature(self, image_id: str) -> str:
+        return file_signature(self.image_path(image_id))
 
-def _many_cases(studies: Path, state: Path) -> None:
-    """One small image under ten thousand names, all of which are scored."""
+    def image_signatures(self) -> dict[str, str]:
+        return {image_id: self.image_signature(image_id) for image_id in self.list_images()}
+
+
+def _many_cases(studies: Path, state: Path, stamp: Stamp) -> CaseScore:
+    """One small image under ten thousand names, all of which are scored; one of the scores."""
     shutil.rmtree(studies.parent, ignore_errors=True)
     studies.mkdir(parents=True)
     values = np.arange(16 * 16 * 4, dtype=np.uint8).reshape(16, 16, 4)
@@ -178,10 +187,20 @@ def _many_cases(studies: Path, state: Path) -> None:
         if number:
             os.link(first, studies / f"{case}.nii.gz")
         labels = {"object": LabelScore(*rng.uniform(0, 1, 3).tolist(), 1000.0)}
-        entry = CaseScore(BASE, 0, labels, rng.normal(size=256).astype(np.float32), time=0.0)
+        entry = CaseScore(
+            BASE,
+            0,
+            labels,
+            rng.normal(size=256).astype(np.float32),
+            time=0.0,
+            image=file_signature(first),  # they are one file
+            model=stamp.model,
+            view=stamp.view,
+        )
         lines.append(entry.to_json(case))
     scores.path.mkdir(parents=True)
     (scores.path / "part-000.jsonl").write_text("\n".join(lines) + "\n")
+    return entry
 
 
 def _offer(url: str, client: str) -> tuple[str, float]:

@@ -16,7 +16,10 @@ import numpy as np
 from loop import ROOT, server
 from numpy.typing import NDArray
 
-from lib.scoring.scores import CaseScore, ScoreFolder
+from lib.files import file_signature
+from lib.scoring.scores import CaseScore, ScoreFolder, Stamp
+from lib.scoring.survey import stamp_of
+from lib.server.parts import build_parts
 
 BASE, PATIENCE_S = "vit_t", 600.0
 OHIF = {
@@ -122,7 +125,10 @@ def still_server(work: Path, studies: Path, case: str, **conf: str) -> Iterator[
     state = work / "state"
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
-    ScoreFolder(state / "scores").append(case, CaseScore(BASE, 0))
+    (image,) = studies.glob(f"{case}.*")
+    stamp = stamp_by(work, **conf)
+    score = CaseScore(BASE, 0, image=file_signature(image), model=stamp.model, view=stamp.view)
+    ScoreFolder(state / "scores").append(case, score)
     with started(work, studies, **conf) as url, Clicker(url) as clicker:
         # Without a model nothing counts as unscored.
         wait_until(lambda: clicker.status()["version"] is not None, "the model")
@@ -135,9 +141,19 @@ def still_server(work: Path, studies: Path, case: str, **conf: str) -> Iterator[
 @contextmanager
 def started(work: Path, studies: Path, **conf: str) -> Iterator[str]:
     """A server with whatever state `work` holds."""
-    own = {"task": "object", "base": BASE, "auto_train": "false", "state": str(work / "state")}
-    with memory_as_make_serve(), server(studies, {**own, **conf}, work / "server.log") as url:
+    with memory_as_make_serve(), server(studies, _conf(work, conf), work / "server.log") as url:
         yield url
+
+
+def stamp_by(work: Path, **conf: str) -> Stamp:
+    """What such a server, with nothing published, puts on scores: those that have it are not made anew."""
+    parts = build_parts(ROOT / "apps" / "medsa", _conf(work, conf))
+    return stamp_of(parts.serving.current(), tuple(parts.settings.task.labels))
+
+
+def _conf(work: Path, conf: Mapping[str, str]) -> dict[str, str]:
+    own = {"task": "object", "base": BASE, "auto_train": "false", "state": str(work / "state")}
+    return {**own, **conf}
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from lib.datastore.labelvalues import read_label
 from lib.datastore.lastprompts import LastPrompts
 from lib.datastore.names import check_image_id, check_tag
 from lib.errors import InputError, NotFoundError
-from lib.files import copy_beside, flush, write_text
+from lib.files import copy_beside, file_signature, flush, write_text
 from lib.prompts.promptset import PromptSet
 from lib.prompts.recorded import recorded_prompts
 from lib.training.cases import label_digest
@@ -356,12 +356,11 @@ class MedsaDatastore(LocalDatastore):
         return self._suffixes_by_id(Path(self._datastore_path), SUFFIXES)
 
     def _signatures_of(self, images: Mapping[str, str]) -> dict[str, str]:
-        """Id -> signature; `images` are id -> suffix. Without reading any: by size and time of the last change."""
+        """Id -> signature; `images` are id -> suffix."""
         found, folder = {}, str(self._datastore_path)
         for image_id, suffix in images.items():
             with suppress(OSError):  # removed meanwhile
-                stat = os.stat(f"{folder}/{self._filename(image_id, suffix)}")
-                found[image_id] = f"{stat.st_size} {stat.st_mtime_ns}"
+                found[image_id] = file_signature(f"{folder}/{self._filename(image_id, suffix)}")
         return found
 
     def _suffixes_by_id(self, folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:

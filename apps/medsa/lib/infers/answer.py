@@ -71,8 +71,7 @@ def with_memory(
             if not is_out_of_memory(error):
                 raise
         # Outside of the handler: the error's traceback holds on to the tensors.
-        for device in {"cpu", "cuda" if torch.cuda.is_available() else "cpu"}:
-            free_memory(torch.device(device))
+        free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         if clock() >= deadline:
             raise BusyError("the device's memory is full, of a training perhaps; try again", RETRY_SECONDS)
         log.warning("memory ran out in a request; it is tried again")

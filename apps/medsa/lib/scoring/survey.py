@@ -114,7 +114,8 @@ def stamp_of(served: Served, labels: Sequence[str]) -> Stamp:
     """What the scores of `labels` by `served` are by."""
     predictor = served.predictor
     shown = f"{served.base} {served.base_sha256} {predictor.intensity!r} {predictor.slice_axis}"
-    said = f"{shown} {predictor.model_key} {served.adapter_version} {sorted(labels)}"
+    size = predictor.model.spec.image_size  # embeddings are made at the smallest one, whatever it is
+    said = f"{shown} {size} {predictor.model_key} {served.adapter_version} {sorted(labels)}"
     return Stamp(_digest(said), _digest(shown))
 
 
