@@ -87,9 +87,8 @@ def test_a_case_is_offered_clicked_submitted_and_learned_from(
     for image in (first, second):
         assert submit(server, image, truth[image]).status_code == 200
     assert server.get("/info/").json()["datastore"]["completed"] == 2, "right a moment after a submit"
-    stored = segmentations(orthanc)
-    assert len(stored) == 2
-    assert server.status()["pacs"]["waiting_labels"] == []
+    wait_until(lambda: server.status()["pacs"]["waiting_labels"] == [], "both labels in the PACS")
+    assert len(segmentations(orthanc)) == 2
 
     assert submit(server, third, truth[third]).status_code == 200
     wait_until(lambda: server.status()["last_run"] is not None, "the training that three labels start")
@@ -165,7 +164,7 @@ def test_what_cannot_be_annotated_is_passed_over_with_its_reason(
 
 
 def test_3d_slicers_requests_work_on_the_same_series(
-    served: Any, orthanc: Orthanc, segmentations: Any, tmp_path: Path
+    served: Any, orthanc: Orthanc, wait_until: Any, segmentations: Any, tmp_path: Path
 ) -> None:
     server, truth = served
     info = server.get("/info/").json()
@@ -197,7 +196,9 @@ def test_3d_slicers_requests_work_on_the_same_series(
         "client_id": "slicer-1",
     }
     saved = server.save(image, path, named).json()
-    assert (saved["version"], saved["pacs"]) == (1, "stored")
+    # A busy machine answers before the PACS has it; it gets there all the same.
+    assert (saved["version"], saved["pacs"] in {"stored", "waiting"}) == (1, True)
+    wait_until(lambda: server.status()["pacs"]["waiting_labels"] == [], "the label in the PACS")
     assert len(segmentations(orthanc)) == 1
     back = server.get("/datastore/label", label=image, tag="final")
     (tmp_path / "back.nii.gz").write_bytes(back.content)
