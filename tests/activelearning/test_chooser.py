@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.activelearning.chooser import FRESH_SECONDS, PATIENCE_SECONDS, Chooser
+from lib.activelearning.chooser import DRAWN, FRESH_SECONDS, PATIENCE_SECONDS, Chooser
 from lib.activelearning.pool import Pool
 from lib.activelearning.ranking import STRATEGIES, Ranked
 from lib.scoring.scores import CaseScore, LabelScore, ScoreFolder
@@ -172,6 +172,16 @@ def test_a_ranking_that_fails_is_told(
 def test_random_is_drawn_anew_for_each_request(chooser: Chooser) -> None:
     drawn = {chooser.ranking("random", CASES, CASES).ranked[0].case for _ in range(20)}
     assert len(drawn) > 5
+
+
+@pytest.mark.parametrize("strategy", DRAWN)
+def test_a_draw_does_not_wait_for_another_strategys_ranking(
+    chooser: Chooser, slow: Slow, strategy: str
+) -> None:
+    begun = chooser.prepare("slow", CASES, CASES)
+    drawn = {chooser.ranking(strategy, CASES, CASES).ranked[0].case for _ in range(20)}
+    assert len(drawn) > 5
+    assert not begun.done()
 
 
 def test_why_a_case_is_offered(chooser: Chooser, scores: ScoreFolder) -> None:

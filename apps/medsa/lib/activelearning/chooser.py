@@ -3,8 +3,9 @@
 Nobody waits long for one: of ten thousand cases a ranking takes half a second to a second, and until it is there the
 one before counts, less what was labelled since.
 
-Concurrency. Shared between requests: the last ranking of each strategy and which is being computed, guarded by one
-lock. One thread computes; the last pool is that thread's alone.
+Concurrency. Shared between requests: the last ranking of each strategy and which is being computed, and the generator
+of draws, guarded by one lock; the last pool, guarded by another one, which is held while a newer pool is made. One
+thread computes rankings; what is drawn is drawn by who asks for it.
 """
 
 import logging
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 DEFAULT = "medsa"  # the strategy of the page, and of what is encoded ahead
 FRESH_SECONDS = 15.0
 PATIENCE_SECONDS = 0.03  # for a ranking, where there is an older one
-# Each request gets a draw of its own.
+# Each request gets a draw of its own, which takes no time.
 DRAWN = ("random", "foreground_random")
 
 
@@ -114,7 +115,7 @@ class Chooser:
     ) -> None:
         self._scores, self._labels, self._seed, self._clock = scores, tuple(labels), seed, clock
         self._patience, self._held = patience, held
-        self._lock = threading.Lock()
+        self._lock, self._pool_lock = threading.Lock(), threading.Lock()
         self._rng = np.random.default_rng(seed)
         self._pool: tuple[ScoreTable, frozenset[str], Pool] | None = None
         self._rankings: dict[str, _Kept] = {}
@@ -140,6 +141,8 @@ class Chooser:
         `FRESH_SECONDS` and the time that a ranking takes.
         """
         everything, free = frozenset(cases), frozenset(unlabelled)
+        if strategy in DRAWN:
+            return self._draw(strategy, everything, free)
         with self._lock:
             known = self._rankings.get(strategy)
             if known is not None and known.fits(everything, free, self._scores.table(), self._clock()):
@@ -161,7 +164,7 @@ class Chooser:
     def _begin(self, strategy: str, cases: frozenset[str], free: frozenset[str]) -> "Future[Ranking]":
         """The ranking of that which is being computed already, else a new one. The caller holds the lock."""
         begun = self._begun.get(strategy)
-        if strategy not in DRAWN and begun is not None and (begun.cases, begun.unlabelled) == (cases, free):
+        if begun is not None and (begun.cases, begun.unlabelled) == (cases, free):
             return begun.future
         if begun is not None and strategy in self._rankings:
             begun.future.cancel()  # has no effect on one that is being computed: at most one waits behind it
@@ -169,16 +172,22 @@ class Chooser:
         self._begun[strategy] = _Begun(cases, free, future)
         return future
 
+    def _draw(self, strategy: str, cases: frozenset[str], free: frozenset[str]) -> Ranking:
+        """By whoever asks, so that it does not wait for another strategy's ranking."""
+        with self._lock:
+            (rng,) = self._rng.spawn(1)
+        pool = self._pool_of(self._scores.table(), cases).with_labelled(cases - free)
+        return Ranking(pool, STRATEGIES[strategy](pool, rng))
+
     def _compute(self, strategy: str, cases: frozenset[str], free: frozenset[str]) -> Ranking:
         try:
             table, now = self._scores.table(), self._clock()
             pool = self._pool_of(table, cases).with_labelled(cases - free, set(self._held()))
             # By how much is labelled: a restart does not change what is offered.
-            rng = self._rng if strategy in DRAWN else np.random.default_rng([self._seed, len(cases - free)])
+            rng = np.random.default_rng([self._seed, len(cases - free)])
             ranking = Ranking(pool, STRATEGIES[strategy](pool, rng))
             with self._lock:
-                if strategy not in DRAWN:
-                    self._rankings[strategy] = _Kept(cases, free, table, now, ranking)
+                self._rankings[strategy] = _Kept(cases, free, table, now, ranking)
             return ranking
         except Exception:
             log.exception("the next cases could not be ranked")  # who asked may not be waiting any more
@@ -190,6 +199,7 @@ class Chooser:
                     del self._begun[strategy]
 
     def _pool_of(self, table: ScoreTable, cases: frozenset[str]) -> Pool:
-        if self._pool is None or self._pool[0] is not table or self._pool[1] != cases:
-            self._pool = (table, cases, pool_of(cases, self._labels, table))
-        return self._pool[2]
+        with self._pool_lock:
+            if self._pool is None or self._pool[0] is not table or self._pool[1] != cases:
+                self._pool = (table, cases, pool_of(cases, self._labels, table))
+            return self._pool[2]
