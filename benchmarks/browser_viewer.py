@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Locator, Page, sync_playwright
 
 INSTALL = "apt-get install chromium"
-PATIENCE_MS = 90_000
+PATIENCE_MS = 600_000
 AXIAL = "mpr-axial"
 FLAGS = (
     "--no-sandbox",
@@ -78,7 +78,9 @@ def chromium() -> str | None:
 def browser_page(width: int = 1600, height: int = 1000) -> Iterator[Page]:
     """A page of a fresh browser, whose profile is gone afterwards."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=list(FLAGS), timeout=PATIENCE_MS
+        )
         try:
             context = browser.new_context(viewport={"width": width, "height": height})
             page = context.new_page()

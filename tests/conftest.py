@@ -147,7 +147,7 @@ def make_series(tmp_path: Path) -> Callable[..., tuple[Volume, list[Path]]]:
 
 def ask(server: Orthanc, method: str, path: str, **named: Any) -> httpx.Response:
     answer = httpx.request(
-        method, f"http://127.0.0.1:{server.port}{path}", auth=server.login, timeout=30, **named
+        method, f"http://127.0.0.1:{server.port}{path}", auth=server.login, timeout=600, **named
     )
     assert answer.status_code == 200, answer.text
     return answer

@@ -147,6 +147,26 @@ class TestOverrides:
         assert isinstance(settings, Settings)
 
 
+class TestTextsOfConf:
+    @pytest.mark.parametrize("text", ["CT,PT", "[CT,PT]", '["CT","PT"]', "CT, PT"])
+    def test_modalities(self, text: str) -> None:
+        assert load_settings(CONFIGS, {"pacs_modalities": text}).serving.pacs_modalities == ("CT", "PT")
+
+    @pytest.mark.parametrize("text", ["", "ct", "[]", "CT;PT"])
+    def test_no_modalities(self, text: str) -> None:
+        with pytest.raises(SettingsError, match="pacs_modalities"):
+            load_settings(CONFIGS, {"pacs_modalities": text})
+
+    @pytest.mark.parametrize("key", ["image_size", "checkpoint", "train_threads", "state"])
+    def test_null_is_none(self, key: str) -> None:
+        found = load_settings(CONFIGS, {key: "null"})
+        assert {**found.serving.model_dump(), **found.training.model_dump()}[key] is None
+
+    def test_null_is_no_value_of_a_key_that_needs_one(self) -> None:
+        with pytest.raises(SettingsError, match="train_after: 'null'"):
+            load_settings(CONFIGS, {"train_after": "null"})
+
+
 class TestMistakesInFiles:
     @pytest.mark.parametrize(
         ("file", "old", "new", "expected"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from lib.errors import BusyError, ClientGoneError
-from lib.turns import Asker, DeviceTurns
+from lib.turns import POLL_SECONDS, Asker, DeviceTurns
 
 PATIENCE_S = 30.0
 
@@ -345,9 +345,21 @@ def test_clicks_are_told_of_and_background_work_is_not():
     turns = DeviceTurns(on_click=lambda: told.append(1))
     with turns.turn(Asker(background=True)) as turn:
         turn.give_way()
+        turn.tell()
     assert told == []
     with turns.turn(Asker()) as turn:
         assert len(told) == 1
         turn.give_way()
         assert len(told) == 2
-    assert len(told) == 3
+        turn.tell()
+        assert len(told) == 3
+    assert len(told) == 4
+
+
+def test_a_click_that_waits_is_told_of_again_and_again():
+    told = []
+    turns = DeviceTurns(on_click=lambda: told.append(1))
+    waiting = Asker(deadline=time.monotonic() + 3 * POLL_SECONDS)
+    with turns.turn(Asker(background=True)), pytest.raises(BusyError), turns.turn(waiting):
+        pass
+    assert len(told) >= 4

@@ -121,7 +121,7 @@ def test_a_pacs_that_goes_away_loses_no_label(
     began = time.monotonic()
     saved = submit(server, image, truth[image])
     assert saved.status_code == 200, saved.text
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100, "less than the patience of what asks a PACS"
     assert server.status()["pacs"]["waiting_labels"] == [image]
     wait_until(lambda: "cannot be reached" in str(server.status()["pacs"]["problem"]), "the server to notice")
     unfetched = [uid for uid in truth if uid != image][-1]
@@ -143,7 +143,7 @@ def test_a_server_that_starts_before_its_pacs_waits_and_recovers(
     assert server.get("/info/").json()["datastore"]["total"] == 0
     orthanc.start()
     wait_until(lambda: server.get("/info/").json()["datastore"]["total"] == 1, "the list")
-    assert server.status()["pacs"]["problem"] is None
+    wait_until(lambda: server.status()["pacs"]["problem"] is None, "the PACS to be there")
     assert server.post("/activelearning/first", {}).json()["id"] == uid
 
 
@@ -220,13 +220,16 @@ def test_a_label_of_100_mb_that_does_not_fit_is_refused_and_nothing_is_kept(
 
 
 def test_an_empty_mask_is_kept_and_the_pacs_is_not_asked_for_what_dicom_lacks(
-    served: Any, orthanc: Orthanc, segmentations: Any
+    served: Any, orthanc: Orthanc, wait_until: Any, segmentations: Any
 ) -> None:
     server, truth = served
     image = next(iter(truth))
     saved = submit(server, image, np.zeros(SHAPE, np.uint8)).json()
     assert saved["version"] == 1
-    assert "it is empty" in saved["pacs"]
+    wait_until(lambda: server.status()["pacs"]["waiting_labels"] == [], "the label to be looked at")
+    (reason,) = server.status()["pacs"]["refused_labels"].values()
+    assert "it is empty" in reason
+    assert saved["pacs"] in {"waiting", reason}
     assert segmentations(orthanc) == []
     assert [one["version"] for one in server.get(f"/medsa/cases/{image}").json()["labels"]] == [1]
 

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,9 @@ WaitUntil = Callable[[Callable[[], bool], str], None]
 
 @pytest.fixture(scope="module")
 def server(make_server: Callable[..., Any]) -> Any:
-    return make_server(cases=4, auto_train="false", queue_length=str(PLACES), max_body_mb="16")
+    return make_server(
+        cases=4, auto_train="false", queue_length=str(PLACES), max_body_mb="16", request_seconds="900"
+    )
 
 
 def slow_request(server: Any, seed: int, slices: int = 160) -> httpx.Request:
@@ -92,7 +95,7 @@ def test_a_full_queue_says_so_and_clients_that_leave_free_their_places(
 
 
 def test_one_clients_many_requests_do_not_make_another_wait(server: Any) -> None:
-    connections = [send(server, slow_request(server, 100 + number, slices=48)) for number in range(3)]
+    connections = [send(server, slow_request(server, 100 + number, slices=120)) for number in range(3)]
     order: list[str] = []
 
     def read(connection: socket.socket) -> None:
@@ -221,14 +224,18 @@ def test_sessions_are_known_by_id_only(server: Any) -> None:
         assert (two.status_code, "one file" in two.json()["detail"]) == (422, True)
 
 
-def test_a_request_that_takes_too_long_is_ended(make_server: Callable[..., Any]) -> None:
+def test_a_request_that_takes_too_long_is_ended(
+    make_server: Callable[..., Any], wait_until: WaitUntil
+) -> None:
     hasty = make_server(cases=1, auto_train="false", request_seconds="3", queue_length="2")
     answers: Sequence[httpx.Response]
     with hasty.client() as client:
         answers = [client.send(slow_request(hasty, seed)) for seed in (1, 2)]
     for answer in answers:
         assert answer.status_code == 503, answer.text
-        assert "the limit is 3 s" in answer.json()["detail"]
+        assert re.search(r"limit (is|of) 3 s", answer.json()["detail"])
         assert int(answer.headers["retry-after"]) >= 1
-    two_dimensional = hasty.infer(CLICK, model="medsa_2d", image="case0", output="json")
-    assert two_dimensional.status_code == 200, two_dimensional.text
+    wait_until(
+        lambda: hasty.infer(CLICK, model="medsa_2d", image="case0", output="json").status_code == 200,
+        "a click that takes less",
+    )

@@ -48,6 +48,8 @@ def test_releases_over_http_and_on_the_page(
 
     assert server.save("case0", label_of(server.studies, "case0")).status_code == 200
     wait_until(lambda: server.status()["unscored_cases"] == 0, "the scores of the unlabelled cases")
+    cold = "too little is labelled to go by what the model is unsure of"
+    wait_until(lambda: cold in server.get("/medsa/").text, "the ranking by these scores")
     text = server.get("/medsa/").text
     for part in (
         "version 2",
@@ -57,7 +59,6 @@ def test_releases_over_http_and_on_the_page(
         "version 3, 2 labels: Dice 1.000 after 1 click",
         "version 0, 0 labels: Dice 0.125 without clicks",
         "rolled back to version 2",
-        "too little is labelled to go by what the model is unsure of",
     ):
         assert part in text
     offered = server.post("/activelearning/medsa", {"client_id": "ann"}).json()["id"]

@@ -13,7 +13,7 @@ import cli
 from lib.training.releases import Releases
 from lib.volume import load_volume
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
-from browser_loop import LABELS, answer_of, labels_in_pacs, middle, submit_over_http
+from browser_loop import LABELS, SAVED, answer_of, labels_in_pacs, middle, submit_over_http
 
 from lib.dicom.image import load_series
 from lib.dicom.pacs import Pacs
@@ -113,7 +113,7 @@ def test_a_click_and_a_label_are_where_the_voxels_are(
     mask = answer_of(at, series, "medsa", asked) > 0
     assert mask[tuple(voxel)]
     assert np.array_equal(viewer.mask("spleen"), mask)
-    assert viewer.submit() == "Saved as version 1, in the PACS."
+    assert SAVED.fullmatch(viewer.submit())
     (stored,) = labels_in_pacs(at, series, tmp_path / "cold")
     assert np.array_equal(stored, mask * np.uint8(LABELS["spleen"]))
 
@@ -188,9 +188,13 @@ def test_a_case_can_be_skipped_and_is_offered_to_others_then(
     viewer.wait_ready()
     assert viewer.series() != offered
     others = set()
-    while found := httpx.post(
-        f"{at.url}/activelearning/first", json={"client_id": f"client {len(others)}"}, timeout=60
-    ).json().get("id"):
+    while (
+        found := httpx.post(
+            f"{at.url}/activelearning/first", json={"client_id": f"client {len(others)}"}, timeout=600
+        )
+        .json()
+        .get("id")
+    ):
         others.add(found)
     assert offered in others
     assert viewer.series() not in others
@@ -307,7 +311,7 @@ def test_work_is_not_left_for_the_study_list_without_a_question(
     assert len(asked) == 1
     assert viewer.series() == series
     assert np.array_equal(viewer.labelmap(), before)
-    assert viewer.submit() == "Saved as version 1, in the PACS."
+    assert SAVED.fullmatch(viewer.submit())
     viewer.page.locator('[data-cy="return-to-work-list"]').click()
     viewer.page.get_by_text("LEAVING", exact=True).first.wait_for()
     assert len(asked) == 1
@@ -382,4 +386,4 @@ def test_a_search_in_the_study_list_finds_what_was_asked_for(
     viewer.study_list("PHANTOM-001", "PHANTOM-002")
     viewer.page.locator("input[type=text]").nth(1).fill("PHANTOM-002")  # by MRN; the first is by name
     viewer.page.get_by_text("PHANTOM-001", exact=True).first.wait_for(state="detached")
-    assert viewer.page.get_by_text("PHANTOM-002", exact=True).count() > 0
+    viewer.page.get_by_text("PHANTOM-002", exact=True).first.wait_for()

@@ -90,6 +90,13 @@ def test_a_port_in_use_is_passed_over() -> None:
         assert first < free_port(first) < first + PACS_PORTS
 
 
+def test_a_pacs_that_is_there_already_gets_nothing_put_in(tmp_path: Path) -> None:
+    given = ["--data", str(tmp_path / "data"), "--studies", "http://pacs/dicom-web", "--demo", "dicom"]
+    command = [sys.executable, str(CLI), "serve", *given, "--port", str(free_port(18000))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "--demo: " in ended.stderr) == (2, True), ended.stderr
+
+
 def test_a_server_port_in_use_is_said_before_anything_is_started(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +123,7 @@ def test_a_killed_starter_leaves_nothing_running(tmp_path: Path) -> None:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        _, alive = psutil.wait_procs(children, timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=600)
         assert alive == []
 
 
@@ -140,15 +147,24 @@ def test_what_only_waits_loads_neither_torch_nor_monai() -> None:
 
 @pytest.mark.server
 def test_demo_series_are_put_into_an_empty_pacs_only(orthanc: Orthanc, tmp_path: Path, make_series) -> None:
-    _, files = make_series()
-    fill(orthanc, tmp_path / "demo", files[0].parent, CLI.parent)
+    fill(orthanc, tmp_path / "demo", None, CLI.parent)
     listed = {entry.series for entry in Pacs(orthanc.url).find(["CT"])}
     truth = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "demo" / "truth").iterdir()}
     assert len(truth) == serve.DEMO_CASES
-    assert truth < listed
-    assert len(listed) == serve.DEMO_CASES + 1
+    assert truth == listed
     fill(orthanc, tmp_path / "other", None, CLI.parent)
     assert not (tmp_path / "other").exists()
+    _, files = make_series()
+    fill(orthanc, tmp_path / "other", files[0].parent, CLI.parent)
+    assert len(Pacs(orthanc.url).find(["CT"])) == serve.DEMO_CASES + 1
+
+
+@pytest.mark.server
+def test_ones_own_series_are_alone_in_the_pacs(orthanc: Orthanc, tmp_path: Path, make_series) -> None:
+    _, files = make_series()
+    fill(orthanc, tmp_path / "demo", files[0].parent, CLI.parent)
+    assert len(Pacs(orthanc.url).find(["CT", "MR"])) == 1
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.server
@@ -163,8 +179,8 @@ def test_all_is_up_with_one_command_and_gone_after_one_signal(tmp_path: Path, en
         answer = httpx.get(f"http://127.0.0.1:{port}/proxy/dicom/qido/studies", timeout=60)
         assert len(answer.json()) == serve.DEMO_CASES
         process.send_signal(ending)
-        assert process.wait(timeout=120) == 0
-        _, alive = psutil.wait_procs(children, timeout=30)
+        assert process.wait(timeout=600) == 0
+        _, alive = psutil.wait_procs(children, timeout=600)
         assert alive == []
 
 

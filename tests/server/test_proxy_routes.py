@@ -150,3 +150,14 @@ def test_pages_of_other_sites_get_nothing(
     assert client.post("/proxy/dicom/stow/studies", content=b"{}", headers=sent).status_code == 403
     own = {"origin": "http://testserver", "sec-fetch-site": "same-origin"}
     assert client.get("/proxy/dicom/qido/series", headers=own).status_code == 200
+
+
+@pytest.mark.server
+def test_a_site_that_is_named_gets_what_it_asks_for(
+    client_of: ClientOf, orthanc: Orthanc, two_series: list[list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "MONAI_LABEL_CORS_ORIGINS", ["https://viewer.example"])
+    client = client_of(orthanc.url)
+    for origin, status in (("https://viewer.example", 200), ("https://viewer.example.evil", 403)):
+        headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+        assert client.get("/proxy/dicom/qido/series", headers=headers).status_code == status

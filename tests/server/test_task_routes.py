@@ -72,6 +72,16 @@ def test_what_a_person_asks_for_is_passed_on_as_a_persons(
     assert (plain["kind"], plain["start"], plain["trigger"]) == ("incremental", "champion", "person")
 
 
+def test_a_full_run_takes_as_long_as_a_nights_where_nothing_else_is_said(
+    client: TestClient, asked: list[dict[str, Any]]
+) -> None:
+    assert client.post("/train/medsa", json={"kind": "full"}).status_code == 200
+    assert client.post("/train/medsa", json={"kind": "incremental"}).status_code == 200
+    full, short = asked
+    assert (full["start"], full["minutes"]) == ("base", 10.0)
+    assert (short["start"], short["minutes"]) == ("champion", None)
+
+
 def test_viewers_that_ask_for_the_model_by_name_are_understood(
     client: TestClient, asked: list[dict[str, Any]]
 ) -> None:

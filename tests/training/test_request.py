@@ -19,6 +19,11 @@ def test_a_bare_request_is_a_persons_incremental_run() -> None:
     assert RunRequest.parse({"model": "medsa"}) == RunRequest("incremental", "person", "champion", None)
 
 
+def test_a_full_run_starts_from_the_base_where_nothing_else_is_said() -> None:
+    assert RunRequest.parse({"kind": "full"}).start == "base"
+    assert RunRequest.parse({"kind": "full", "start": "champion"}).start == "champion"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

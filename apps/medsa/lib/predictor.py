@@ -349,6 +349,7 @@ class Predictor:
         self, work: _Work, turn: Turn, indices: Sequence[int], asked: Sequence[SinglePrompt]
     ) -> Masks:
         features = work.embeddings.fetch(indices, turn)
+        turn.tell()
         started = time.perf_counter()
         masks = self.decode(features, asked)
         work.decode_seconds += time.perf_counter() - started

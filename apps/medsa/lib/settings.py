@@ -298,6 +298,12 @@ class ServingSettings(_Settings):
     pacs_cache: Path | None = None
     state: Path | None = None
 
+    @field_validator("pacs_modalities", mode="before")
+    @classmethod
+    def _modalities_of_text(cls, value: Any) -> Any:
+        # A --conf pair is a text: CT,MR or [CT,MR], without spaces: MONAI Label's own start script splits at them.
+        return re.findall(r"[^\s,\[\]\"']+", value) if isinstance(value, str) else value
+
 
 class StageSettings(_Settings):
     """A part of pretraining: `steps` steps at `image_size` pixels."""
@@ -387,8 +393,13 @@ def _load_section(
 ) -> AnyModel:
     # The file alone first, so that an override never hides a mistake in it, nor is blamed for one.
     of_file = _validate(model, _read_yaml(path), f"{path.name}: ")
-    given = {key: value for key, value in overrides.items() if key in model.model_fields}
+    given = {key: _plain(model, key, value) for key, value in overrides.items() if key in model.model_fields}
     return _validate(model, {**of_file.model_dump(), **given}, where)
+
+
+def _plain(model: type[BaseModel], key: str, value: Any) -> Any:
+    """A --conf pair is a text: null is none, as in the file, for a key that may be none."""
+    return None if value == "null" and model.model_fields[key].default is None else value
 
 
 def _named(model: type[AnyModel], name: str, content: Any, where: str) -> AnyModel:

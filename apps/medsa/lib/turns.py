@@ -55,6 +55,10 @@ class Turn:
         """Seconds that were spent waiting so far, first for the turn and then in `give_way`."""
         return self._ticket.waited
 
+    def tell(self) -> None:
+        """Says that a click is still being answered, to what gives way to clicks in other processes."""
+        self._turns._tell(self._ticket.asker)
+
     def give_way(self) -> None:
         """Between two pieces of work: lets those who come first go first, then goes on.
 
@@ -129,6 +133,7 @@ class DeviceTurns:
             if ticket.granted.wait(left):
                 ticket.waited = waited_before + self._clock() - begun
                 return
+            self._tell(ticket.asker)
 
     def _grant(self) -> None:
         """Gives a free turn to the next in line. The caller holds the lock, as for all below."""

@@ -12,7 +12,7 @@ from lib.activelearning.ranking import STRATEGIES
 
 ANONYMOUS = "anonymous"
 DESCRIPTIONS = {
-    "medsa": "The case from which the model learns most: uncertain, and unlike what is labelled",
+    "medsa": "The case from which the model learns most: what stands for many first, then what is uncertain too",
     "foreground_random": "Any case in which a label is expected that was drawn before",
     "random": "Any case, all equally likely",
     "first": "The first case by name",

@@ -10,20 +10,19 @@ from pathlib import Path
 
 from lib.bases import torch_device
 from lib.commands.shared_arguments import add_task_arguments, parts_of
-from lib.commands.train import describe_run, store_of
+from lib.commands.train import STOPPED, describe_run, store_of
 from lib.errors import AlreadyTrainingError, InputError
 from lib.server.parts import Parts
 from lib.trainers.children import stop_requested, stopping_by_signal
 from lib.trainers.medsa_trainer import training_cases
-from lib.training.cases import CaseFile
-from lib.training.nightly import LEAST_MINUTES, MINUTES_A_LABEL
+from lib.training.nightly import full_minutes
 from lib.training.record import RunRecord
 from lib.training.request import RunRequest
 from lib.training.run import is_under_way
 from lib.training.world import World, world_of_this_process
 
 # As documented in docs/scheduling.md.
-STOPPED, BUSY = 4, 3
+BUSY = 3  # exit code
 LOOK_S = 1.0
 
 
@@ -78,14 +77,10 @@ def retrain(parts: Parts, studies: str, start: str, minutes: float | None, world
             "kind": "full",
             "trigger": "command line",
             "start": start,
-            "minutes": _minutes(files) if minutes is None else minutes,
+            "minutes": full_minutes(len(files)) if minutes is None else minutes,
         }
     )
     return parts.train(files, request, stop_requested, world)
-
-
-def _minutes(files: list[CaseFile]) -> float:
-    return max(LEAST_MINUTES, MINUTES_A_LABEL * len(files))
 
 
 def _wait(

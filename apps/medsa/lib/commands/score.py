@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from lib.commands.retrain import STOPPED
 from lib.commands.shared_arguments import add_task_arguments, parts_of
-from lib.commands.train import store_of
+from lib.commands.train import STOPPED, store_of
 from lib.datastore.local import MedsaDatastore
 from lib.errors import InputError
 from lib.memory import keep_freed_memory

@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--studies", default="", metavar="ADDRESS", help="a DICOMweb address, or a folder of images"
     )
     parser.add_argument(
-        "--demo", type=Path, metavar="DIR", help="DICOM files to put into the PACS that is started"
+        "--demo",
+        type=Path,
+        metavar="DIR",
+        help="DICOM files to put into the PACS that is started, instead of made series",
     )
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="gets demo series and the PACS's data"
@@ -62,6 +65,8 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     for number in ENDINGS:
         signal.signal(number, _interrupt)
     check_port(arguments.host, arguments.port)
+    if arguments.studies and arguments.demo is not None:
+        raise InputError("--demo", arguments.demo, "none beside --studies: no PACS is started then")
     if arguments.studies:
         return _serve(arguments, arguments.studies, app_dir)
     if not Orthanc.is_installed():
@@ -91,9 +96,9 @@ def install_orthanc() -> None:
 
 
 def fill(orthanc: Orthanc, demo: Path, further: Path | None, app_dir: Path) -> None:
-    """Puts the made series into a PACS that has none, and the DICOM files of `further`."""
+    """Puts the DICOM files of `further` into the PACS; without them the made series, into one that has none."""
     pacs = Pacs(orthanc.url)
-    if not pacs.find(("CT", "MR")):
+    if further is None and not pacs.find(("CT", "MR")):
         # In a process of its own: what draws phantoms takes half a GB, which this one would keep while it serves.
         making = [sys.executable, str(app_dir / "cli.py"), "demo", "--dicom", "--cases", str(DEMO_CASES)]
         if subprocess.run([*making, "--out", str(demo)], check=False).returncode:
@@ -161,7 +166,7 @@ def addresses(arguments: argparse.Namespace, studies: str) -> list[str]:
         lines.insert(
             0, f"OHIF: {url}/ohif/   open a study with 'MONAI Label', click, Submit label, Next sample"
         )
-    if not arguments.studies:
+    if not arguments.studies and arguments.demo is None:
         truth = arguments.data / "demo-dicom" / "truth"
         lines.append(
             f"simulated annotator: .venv/bin/python apps/medsa/cli.py simulate --server {url} --truth {truth}"

@@ -13,6 +13,8 @@ from lib.trainers.medsa_trainer import training_cases
 from lib.training.record import RunRecord
 from lib.training.request import RunRequest
 
+STOPPED = 4  # exit code of what a signal has stopped
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; how long it trains is the setting train_minutes."""
@@ -21,9 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, app_dir: Path) -> int:
-    """Trains and says what was decided; a refusal is a normal end."""
-    print(describe_run(train_on_folder(parts_of(arguments, app_dir), arguments.studies)))
-    return 0
+    """Trains and says what was decided; a refusal is a normal end, a stop by a signal has code 4."""
+    record = train_on_folder(parts_of(arguments, app_dir), arguments.studies)
+    print(describe_run(record))
+    return STOPPED if record.decision == "stopped" else 0
 
 
 def train_on_folder(parts: Parts, studies: str) -> RunRecord:

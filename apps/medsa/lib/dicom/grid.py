@@ -21,7 +21,6 @@ POSITION_TOLERANCE_MM = 0.05
 # Directions are stored with few digits: further apart they are other directions.
 DIRECTION_TOLERANCE = 1e-3
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 
 Vector = NDArray[np.float64]

@@ -16,7 +16,6 @@ from lib.dicom.grid import SeriesGrid
 from lib.errors import LabelError
 from lib.version import VERSION
 
-SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
 ARTIFICIAL_INTELLIGENCE = Code("123109", "DCM", "Artificial Intelligence")
 SERIES_NUMBER = 300

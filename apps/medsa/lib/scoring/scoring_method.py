@@ -1,4 +1,4 @@
-"""MONAI Label's scoring method `medsa`: scores all unlabelled cases with the version that serves."""
+"""MONAI Label's scoring method `medsa`: scores cases with the version that serves (`sweep.to_score` says which)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

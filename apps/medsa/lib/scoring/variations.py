@@ -69,7 +69,9 @@ def _from_embeddings(
         yield study.probability(features, [prompt] * len(rows), network)
     geometry = study.embeddings.geometry
     masks = [probability[row].T >= INSIDE for row in rows]
-    places = [place(mask) for place in (interior_point, lambda mask: random_click(mask, rng)) for mask in masks]
+    places = [
+        place(mask) for place in (interior_point, lambda mask: random_click(mask, rng)) for mask in masks
+    ]
     clicks = [_click(geometry, place, prompt.label_id) for place in places]
     # Both at once: so few slices cost less than asking twice does.
     clicked = study.probability(torch.cat([features, features]), clicks)

@@ -54,8 +54,10 @@ def check_own_page(request: Request) -> None:
 
 
 def check_own_site(request: Request) -> None:
-    """Raises HTTPException 403 for whatever another site's page has sent, JSON too."""
+    """Raises HTTPException 403 for whatever the page of a site has sent that MONAI_LABEL_CORS_ORIGINS does not name."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if origin is not None and origin in settings.MONAI_LABEL_CORS_ORIGINS:
+        return
     own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
     if site not in (None, "same-origin", "none") or not own:
         raise HTTPException(403, f"origin: {origin!r} is not accepted; allowed: this server's own page")
@@ -115,8 +117,7 @@ def json_object(field: str, text: str | None) -> dict[str, Any]:
 def author(user: User, params: dict[str, Any], request: Request) -> str:
     """Who asks: the account where there are accounts, else what the client calls itself, else its address.
 
-    OHIF's own panel sends neither, so all its users behind one address are one client. What 3D Slicer calls everybody
-    who has not changed it is no name: the address is added.
+    What 3D Slicer calls everybody who has not changed it is no name: the address is added.
     """
     if settings.MONAI_LABEL_AUTH_ENABLE:
         return user.username

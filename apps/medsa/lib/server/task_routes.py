@@ -16,6 +16,7 @@ from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, a
 from lib.server.store import pacs_status
 from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.choice import MIN_GROUPS
+from lib.training.nightly import full_minutes
 from lib.training.progress_file import read_progress
 from lib.training.request import RunRequest
 from lib.training.run import is_under_way
@@ -37,7 +38,7 @@ def task_router(app: Any, parts: Parts, housekeeping: Housekeeping) -> APIRouter
             return {"message": why_no_case(parts, app.datastore())}
         return {**app.datastore().get_image_info(found["id"]), **found}
 
-    @router.post("/scoring/{method}", tags=["Scoring"], summary="Score the unlabelled cases")
+    @router.post("/scoring/{method}", tags=["Scoring"], summary="Score the cases")
     def score(method: str, user: Annotator, params: Params = None, run_sync: bool = False) -> Any:
         _check_name("method", method, app.info()["scoring"])
         _check_child(run_sync)
@@ -71,7 +72,7 @@ def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping
         own = given.get(MODEL, {})
         if not isinstance(own, dict):
             raise InputError(MODEL, own, "a JSON object")
-        request = _request_of_a_person({**given, **own})
+        request = _request_of_a_person({**given, **own}, len(app.datastore().get_labeled_images()))
         _check_labels(app)
         with housekeeping.for_a_person():
             return {MODEL: {"result": train_endpoint.run_model(MODEL, request, False, False)}}
@@ -87,7 +88,7 @@ def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping
     ) -> Any:
         _check_name("model", model, app.info()["trainers"])
         _check_child(run_sync)
-        request = _request_of_a_person(params or {})
+        request = _request_of_a_person(params or {}, len(app.datastore().get_labeled_images()))
         _check_labels(app)
         with housekeeping.for_a_person():
             return train_endpoint.run_model(model, request, False, enqueue)
@@ -104,9 +105,14 @@ def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping
         return stopped
 
 
-def _request_of_a_person(given: dict[str, Any]) -> dict[str, Any]:
-    """What is asked for, whoever the client says it comes from; raises InputError before anything is started."""
+def _request_of_a_person(given: dict[str, Any], labels: int) -> dict[str, Any]:
+    """What is asked for, whoever the client says it comes from; raises InputError before anything is started.
+
+    A full run takes as long as a night's where nothing else is said.
+    """
     request = RunRequest.parse({**given, "trigger": "person"}).to_json()
+    if request["kind"] == "full" and request["minutes"] is None:
+        request["minutes"] = full_minutes(labels)
     # Nothing else is passed on: what MONAI Label cannot start a process with would be "about to begin" for ever.
     return request | ({"gpus": _checked_gpus(given["gpus"])} if given.get("gpus") else {})
 

@@ -52,8 +52,8 @@ def announced_base() -> str | None:
 def become_child() -> None:
     """Lowers the priority and ties this process to the server's life; does nothing in any other process.
 
-    SIGTERM then asks for a stop, see `stop_requested`. A task can also be run in the server itself
-    (`run_sync`), which has to keep its priority and its parent.
+    SIGTERM then asks for a stop, see `stop_requested`. Commands train and score in their own process, which keeps its
+    priority and its parent.
     """
     if not _is_child():
         return

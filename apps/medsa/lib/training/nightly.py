@@ -81,8 +81,12 @@ def is_due(now: datetime, nights: Nights, log: NightLog, records: Sequence[Mappi
 
 def minutes_of(left: timedelta, labels: int) -> float:
     """How long to train in what is `left` of the window."""
-    wanted = max(LEAST_MINUTES, MINUTES_A_LABEL * labels)
-    return min(wanted, TRAINING_SHARE * left.total_seconds() / 60.0)
+    return min(full_minutes(labels), TRAINING_SHARE * left.total_seconds() / 60.0)
+
+
+def full_minutes(labels: int) -> float:
+    """How long a full training takes where nothing else is said."""
+    return max(LEAST_MINUTES, MINUTES_A_LABEL * labels)
 
 
 def is_worthwhile(minutes: float, usual: float) -> bool:

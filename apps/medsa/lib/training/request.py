@@ -35,11 +35,15 @@ class RunRequest:
 
     @classmethod
     def parse(cls, request: Mapping[str, Any]) -> "RunRequest":
-        """From MONAI Label's request, whose other keys are not looked at; raises InputError for a value not allowed."""
+        """From MONAI Label's request, whose other keys are not looked at; raises InputError for a value not allowed.
+
+        A full run starts from the base where nothing else is said.
+        """
         plain = cls()
         kind = _one_of("kind", request.get("kind", plain.kind), get_args(Kind))
         trigger = _one_of("trigger", request.get("trigger", plain.trigger), get_args(Trigger))
-        start = _one_of("start", request.get("start", plain.start), get_args(Start))
+        usual = "base" if kind == "full" else plain.start
+        start = _one_of("start", request.get("start", usual), get_args(Start))
         return cls(kind, trigger, start, _minutes(request.get("minutes")), _moment(request.get("until")))
 
 

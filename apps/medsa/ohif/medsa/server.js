@@ -1,14 +1,16 @@
 // What the dock asks of the medsa server.
 
 const STATUS_PATIENCE_MS = 10_000;
+// What a case is opened with: without it the page would stay as it is, however long one waits.
+const OPENING_PATIENCE_MS = 120_000;
 const SAVE_PATIENCE_MS = 180_000;
 
 /** An answer that is none; its message is the server's own. */
 export class ServerError extends Error {}
 
 export const status = () => getJson('/medsa/status');
-export const info = () => getJson('/info/');
-export const savedLabels = image => getJson(`/medsa/cases/${encodeURIComponent(image)}`);
+export const info = () => getJson('/info/', OPENING_PATIENCE_MS);
+export const savedLabels = image => getJson(`/medsa/cases/${encodeURIComponent(image)}`, OPENING_PATIENCE_MS);
 
 /** Tells the server that a case is open. */
 export const open = image => getJson(`/datastore/image/info?image=${encodeURIComponent(image)}`);
@@ -74,8 +76,8 @@ export function detailOf(body, code) {
   }
 }
 
-async function getJson(path) {
-  return (await checked(await fetch(path, { signal: AbortSignal.timeout(STATUS_PATIENCE_MS) }))).json();
+async function getJson(path, patience = STATUS_PATIENCE_MS) {
+  return (await checked(await fetch(path, { signal: AbortSignal.timeout(patience) }))).json();
 }
 
 async function checked(answer) {
