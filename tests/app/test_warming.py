@@ -93,6 +93,11 @@ def test_an_image_that_cannot_be_read_does_not_end_the_encoding(server: Any, wai
             lambda: server.get("/datastore/image/info", image="broken").status_code == 200,
             "the file to be seen",
         )
+        log = server.state.parent / "server.log"
+        wait_until(
+            lambda: "case broken is not encoded ahead" in log.read_text(errors="replace"),
+            "it to be passed over",
+        )
         server.get("/datastore/image/info", image="case3")
         wait_until(lambda: is_done(server), "all to be encoded")
         assert encode_seconds(server, image="case3") == 0

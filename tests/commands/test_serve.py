@@ -1,6 +1,7 @@
 """`cli.py serve`: what it needs it starts, what it started it stops, and what it cannot it says."""
 
 import argparse
+import os
 import shutil
 import signal
 import socket
@@ -157,6 +158,25 @@ def test_demo_series_are_put_into_an_empty_pacs_only(orthanc: Orthanc, tmp_path:
     _, files = make_series()
     fill(orthanc, tmp_path / "other", files[0].parent, CLI.parent)
     assert len(Pacs(orthanc.url).find(["CT"])) == serve.DEMO_CASES + 1
+
+
+@pytest.mark.server
+def test_a_port_that_is_taken_at_the_last_moment_is_left_to_the_other(
+    orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+
+    def just_before(first: int) -> int:
+        looked.append(first)
+        return orthanc.port if len(looked) == 1 else free_port(first)
+
+    monkeypatch.setattr(serve, "free_port", just_before)
+    # Another program: this one's name is that of its process.
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with serve.own_pacs(tmp_path / "pacs") as pacs:
+        assert pacs.port != orthanc.port
+        assert Pacs(pacs.url).find(["CT"]) == []
+    assert looked == [serve.PACS_PORT, orthanc.port]
 
 
 @pytest.mark.server

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
         return _serve(arguments, arguments.studies, app_dir)
     if not Orthanc.is_installed():
         install_orthanc()
-    with Orthanc(arguments.data / "pacs", free_port(PACS_PORT)) as orthanc:
+    with own_pacs(arguments.data / "pacs") as orthanc:
         say(f"PACS: Orthanc at {orthanc.url}, on this machine only; its data in {orthanc.folder}")
         fill(orthanc, arguments.data / "demo-dicom", arguments.demo, app_dir)
         return _serve(arguments, orthanc.url, app_dir)
@@ -113,6 +113,25 @@ def fill(orthanc: Orthanc, demo: Path, further: Path | None, app_dir: Path) -> N
         )
         for name, reason in found.refused.items():
             say(f"refused: {name}: {reason}")
+
+
+@contextmanager
+def own_pacs(folder: Path) -> Iterator[Orthanc]:
+    """Orthanc on a free port, and on another one where a program has taken that before it did."""
+    port = free_port(PACS_PORT)
+    while True:
+        orthanc = Orthanc(folder, port)
+        try:
+            orthanc.start()
+            break
+        except PacsError:
+            taken, port = port, free_port(port)
+            if port == taken:
+                raise
+    try:
+        yield orthanc
+    finally:
+        orthanc.stop()
 
 
 def free_port(first: int) -> int:

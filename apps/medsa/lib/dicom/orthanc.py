@@ -33,6 +33,7 @@ class Orthanc:
 
     def __init__(self, folder: Path, port: int, login: tuple[str, str] | None = None) -> None:
         self.folder, self.port, self.login = folder, port, login
+        self._name = f"medsa {os.getpid()}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @staticmethod
@@ -94,9 +95,11 @@ class Orthanc:
                 raise PacsError(f"Orthanc did not start; see {self.folder / 'orthanc.log'}")
             try:
                 url = f"http://127.0.0.1:{self.port}/system"
-                if httpx.get(url, auth=self.login, timeout=5, trust_env=False).status_code == 200:
+                answer = httpx.get(url, auth=self.login, timeout=5, trust_env=False)
+                # Another program's Orthanc may have taken the port a moment before: then ours is about to end.
+                if answer.status_code == 200 and answer.json().get("Name") == self._name:
                     return
-            except httpx.TransportError:
+            except (httpx.TransportError, ValueError):
                 pass
             time.sleep(0.1)
         self.stop()
@@ -105,7 +108,7 @@ class Orthanc:
     def _settings(self) -> dict[str, object]:
         data = str(self.folder / "db")
         return {
-            "Name": "medsa",
+            "Name": self._name,
             "StorageDirectory": data,
             "IndexDirectory": data,
             "Plugins": [str(PLUGIN)],
