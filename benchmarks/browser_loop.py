@@ -106,13 +106,15 @@ def wait_for_training(at: Station) -> None:
     Half a minute may be too few steps on a slow machine: a person then asks for a longer one.
     """
     run: dict[str, Any] | None = None
-    for _ in range(TRIES):
+    for left in reversed(range(TRIES)):
         run = _next_run(at, run)
         if run["decision"] == "published":
             return
+        assert left, f"nothing was published: {run}"
+        while at.status()["training"]:  # its record is there, its process may be
+            time.sleep(0.5)
         asked = {"minutes": RETRY_MINUTES}
         httpx.post(f"{at.url}/train/medsa", json=asked, timeout=PATIENCE_S).raise_for_status()
-    raise AssertionError(f"nothing was published: {run}")
 
 
 def _next_run(at: Station, before: Mapping[str, Any] | None) -> dict[str, Any]:

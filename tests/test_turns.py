@@ -362,4 +362,4 @@ def test_a_click_that_waits_is_told_of_again_and_again():
     waiting = Asker(deadline=time.monotonic() + 3 * POLL_SECONDS)
     with turns.turn(Asker(background=True)), pytest.raises(BusyError), turns.turn(waiting):
         pass
-    assert len(told) >= 4
+    assert len(told) >= 3, "and not only when it came and went"

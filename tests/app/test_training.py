@@ -151,14 +151,14 @@ def test_training_waits_while_somebody_clicks(
         words = server.get("/info/").json()["train_stats"]["medsa"]["status"].replace(",", "").split()
         return int(words[words.index("step") + 1])
 
-    # As long as ten steps take on this machine, whatever it is. One is being made when the first click comes, and
+    # As long as thirty steps take on this machine, whatever it is. One is being made when the first click comes, and
     # clicks without a pause let one through in 20 seconds.
     before, began = steps(), time.monotonic()
-    wait_until(lambda: steps() >= before + 10, "ten more steps")
+    wait_until(lambda: steps() >= before + 30, "thirty more steps")
     alone = time.monotonic() - began
     before, began = steps(), time.monotonic()
     while time.monotonic() - began < alone:
         server.version_of_answer("case3")
-    assert steps() - before <= 4 + alone // 20
+    assert steps() - before <= min(10, 4 + alone // 20)
     with server.client() as client:
         client.delete("/train/")

@@ -1,7 +1,6 @@
 """`cli.py serve`: what it needs it starts, what it started it stops, and what it cannot it says."""
 
 import argparse
-import os
 import shutil
 import signal
 import socket
@@ -171,8 +170,6 @@ def test_a_port_that_is_taken_at_the_last_moment_is_left_to_the_other(
         return orthanc.port if len(looked) == 1 else free_port(first)
 
     monkeypatch.setattr(serve, "free_port", just_before)
-    # Another program: this one's name is that of its process.
-    monkeypatch.setattr(os, "getpid", lambda: 1)
     with serve.own_pacs(tmp_path / "pacs") as pacs:
         assert pacs.port != orthanc.port
         assert Pacs(pacs.url).find(["CT"]) == []

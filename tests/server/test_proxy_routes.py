@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from monailabel.config import settings
+from pydantic import AnyHttpUrl
 from starlette.testclient import TestClient
 
 from lib.dicom.orthanc import Orthanc
@@ -156,7 +157,7 @@ def test_pages_of_other_sites_get_nothing(
 def test_a_site_that_is_named_gets_what_it_asks_for(
     client_of: ClientOf, orthanc: Orthanc, two_series: list[list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "MONAI_LABEL_CORS_ORIGINS", ["https://viewer.example"])
+    monkeypatch.setattr(settings, "MONAI_LABEL_CORS_ORIGINS", [AnyHttpUrl("https://viewer.example")])
     client = client_of(orthanc.url)
     for origin, status in (("https://viewer.example", 200), ("https://viewer.example.evil", 403)):
         headers = {"origin": origin, "sec-fetch-site": "cross-site"}

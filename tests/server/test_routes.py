@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from fastapi.middleware import Middleware
 from fastapi.middleware.cors import CORSMiddleware
 from monailabel.config import settings
+from pydantic import AnyHttpUrl
 from starlette.testclient import TestClient
 
 from lib.server.routes import keep_other_sites_out
@@ -39,7 +40,14 @@ def test_another_site_may_neither_read_nor_write() -> None:
 
 
 def test_sites_that_the_settings_name_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "MONAI_LABEL_CORS_ORIGINS", ["http://elsewhere.example"])
+    monkeypatch.setattr(settings, "MONAI_LABEL_CORS_ORIGINS", [AnyHttpUrl("http://elsewhere.example")])
     server = open_server()
     keep_other_sites_out(server)
-    assert TestClient(server).options("/datastore/", headers=ASKED).status_code == 200
+    client = TestClient(server)
+    assert client.options("/datastore/", headers=ASKED).status_code == 200
+    for site, allowed in (
+        ("http://elsewhere.example", "http://elsewhere.example"),
+        ("http://other.example", None),
+    ):
+        answer = client.get("/datastore/", headers={"origin": site})
+        assert answer.headers.get("access-control-allow-origin") == allowed

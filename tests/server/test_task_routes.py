@@ -37,11 +37,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> TestClient:
-    store = SimpleNamespace(get_labeled_images=lambda: ["a", "b", "c"])
+def labelled() -> list[str]:
+    return ["a", "b", "c"]
+
+
+@pytest.fixture
+def client(tmp_path: Path, labelled: list[str]) -> TestClient:
+    store = SimpleNamespace(get_labeled_images=lambda: labelled)
     housekeeping: Any = SimpleNamespace(for_a_person=nullcontext, note_stop=lambda: None)
     app: Any = SimpleNamespace(datastore=lambda: store, info=lambda: {"trainers": {"medsa": {}}})
-    parts: Any = SimpleNamespace(state=tmp_path)
+    settings = SimpleNamespace(training=SimpleNamespace(nightly=None))
+    parts: Any = SimpleNamespace(state=tmp_path, settings=settings)
     server = FastAPI()
     server.router.routes[0:0] = task_router(app, parts, housekeeping).routes
     return TestClient(server)
@@ -73,12 +79,15 @@ def test_what_a_person_asks_for_is_passed_on_as_a_persons(
 
 
 def test_a_full_run_takes_as_long_as_a_nights_where_nothing_else_is_said(
-    client: TestClient, asked: list[dict[str, Any]]
+    client: TestClient, asked: list[dict[str, Any]], labelled: list[str]
 ) -> None:
     assert client.post("/train/medsa", json={"kind": "full"}).status_code == 200
     assert client.post("/train/medsa", json={"kind": "incremental"}).status_code == 200
     full, short = asked
     assert (full["start"], full["minutes"]) == ("base", 10.0)
+    labelled += [f"case{number}" for number in range(5000)]
+    assert client.post("/train/medsa", json={"kind": "full"}).status_code == 200
+    assert asked[-1]["minutes"] == pytest.approx(0.85 * 4 * 60)
     assert (short["start"], short["minutes"]) == ("champion", None)
 
 

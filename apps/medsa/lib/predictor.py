@@ -353,6 +353,7 @@ class Predictor:
         started = time.perf_counter()
         masks = self.decode(features, asked)
         work.decode_seconds += time.perf_counter() - started
+        turn.tell()
         return masks
 
     def _label_id(self, label: str | None) -> int:

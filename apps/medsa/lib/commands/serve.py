@@ -185,8 +185,8 @@ def addresses(arguments: argparse.Namespace, studies: str) -> list[str]:
         lines.insert(
             0, f"OHIF: {url}/ohif/   open a study with 'MONAI Label', click, Submit label, Next sample"
         )
-    if not arguments.studies and arguments.demo is None:
-        truth = arguments.data / "demo-dicom" / "truth"
+    truth = arguments.data / "demo-dicom" / "truth"
+    if not arguments.studies and truth.is_dir():
         lines.append(
             f"simulated annotator: .venv/bin/python apps/medsa/cli.py simulate --server {url} --truth {truth}"
         )

@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
 
 def train_on_folder(parts: Parts, studies: str) -> RunRecord:
     """One training run, gate and publishing included; raises NotFoundError or TrainingError."""
-    files = training_cases(store_of(parts, studies))
     with stopping_by_signal():
+        files = training_cases(store_of(parts, studies))
         return parts.train(files, RunRequest(trigger="command line"), stop_requested)
 
 

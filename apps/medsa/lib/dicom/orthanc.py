@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
+from uuid import uuid4
 
 import httpx
 
@@ -33,7 +34,7 @@ class Orthanc:
 
     def __init__(self, folder: Path, port: int, login: tuple[str, str] | None = None) -> None:
         self.folder, self.port, self.login = folder, port, login
-        self._name = f"medsa {os.getpid()}"
+        self._name = f"medsa {uuid4().hex}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @staticmethod
@@ -97,9 +98,9 @@ class Orthanc:
                 url = f"http://127.0.0.1:{self.port}/system"
                 answer = httpx.get(url, auth=self.login, timeout=5, trust_env=False)
                 # Another program's Orthanc may have taken the port a moment before: then ours is about to end.
-                if answer.status_code == 200 and answer.json().get("Name") == self._name:
+                if answer.status_code == 200 and self._name in answer.text:
                     return
-            except (httpx.TransportError, ValueError):
+            except httpx.TransportError:
                 pass
             time.sleep(0.1)
         self.stop()

@@ -148,11 +148,7 @@ class Pacs:
         """What requests raises as medsa's own errors, without the address: it may hold a password."""
         try:
             yield
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-        ) as error:
+        except (requests.ConnectionError, requests.Timeout) as error:
             raise PacsUnreachableError(
                 f"the PACS cannot be reached ({doing}: {type(error).__name__})"
             ) from error

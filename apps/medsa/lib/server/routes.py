@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
-from monailabel.config import settings
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.server.body_limit import limit_bodies
@@ -19,6 +18,7 @@ from lib.server.parts import Parts
 from lib.server.proxy_routes import proxy_router
 from lib.server.queue_view import QueueView
 from lib.server.release_routes import release_router
+from lib.server.routing import named_sites
 from lib.server.session_routes import session_router
 from lib.server.task_routes import task_router
 
@@ -48,7 +48,6 @@ def keep_other_sites_out(server: FastAPI) -> None:
 
     MONAI Label lets every site, by default, read all that a browser of this network can reach: images and labels.
     """
-    if not settings.MONAI_LABEL_CORS_ORIGINS:
-        for middleware in server.user_middleware:
-            if middleware.cls is CORSMiddleware:
-                middleware.kwargs["allow_origins"] = ()
+    for middleware in server.user_middleware:
+        if middleware.cls is CORSMiddleware:
+            middleware.kwargs["allow_origins"] = named_sites()

@@ -56,11 +56,16 @@ def check_own_page(request: Request) -> None:
 def check_own_site(request: Request) -> None:
     """Raises HTTPException 403 for whatever the page of a site has sent that MONAI_LABEL_CORS_ORIGINS does not name."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if origin is not None and origin in settings.MONAI_LABEL_CORS_ORIGINS:
+    if origin in named_sites():
         return
     own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
     if site not in (None, "same-origin", "none") or not own:
         raise HTTPException(403, f"origin: {origin!r} is not accepted; allowed: this server's own page")
+
+
+def named_sites() -> tuple[str, ...]:
+    """The sites that MONAI_LABEL_CORS_ORIGINS names, as browsers do: MONAI Label has a slash at the end of each."""
+    return tuple(str(site).rstrip("/") for site in settings.MONAI_LABEL_CORS_ORIGINS)
 
 
 OwnPage = Annotated[None, Depends(check_own_page)]

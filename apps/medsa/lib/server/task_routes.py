@@ -1,6 +1,7 @@
 """Training, scoring, the next case and the server's own account of itself."""
 
 import re
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -14,9 +15,10 @@ from lib.server.page import running_training, scoring_progress, why_no_case
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, author
 from lib.server.store import pacs_status
+from lib.settings import NightlySettings
 from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.choice import MIN_GROUPS
-from lib.training.nightly import full_minutes
+from lib.training.nightly import minutes_of
 from lib.training.progress_file import read_progress
 from lib.training.request import RunRequest
 from lib.training.run import is_under_way
@@ -72,7 +74,7 @@ def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping
         own = given.get(MODEL, {})
         if not isinstance(own, dict):
             raise InputError(MODEL, own, "a JSON object")
-        request = _request_of_a_person({**given, **own}, len(app.datastore().get_labeled_images()))
+        request = _request_of_a_person({**given, **own}, app, parts)
         _check_labels(app)
         with housekeeping.for_a_person():
             return {MODEL: {"result": train_endpoint.run_model(MODEL, request, False, False)}}
@@ -88,7 +90,7 @@ def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping
     ) -> Any:
         _check_name("model", model, app.info()["trainers"])
         _check_child(run_sync)
-        request = _request_of_a_person(params or {}, len(app.datastore().get_labeled_images()))
+        request = _request_of_a_person(params or {}, app, parts)
         _check_labels(app)
         with housekeeping.for_a_person():
             return train_endpoint.run_model(model, request, False, enqueue)
@@ -105,14 +107,18 @@ def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping
         return stopped
 
 
-def _request_of_a_person(given: dict[str, Any], labels: int) -> dict[str, Any]:
+def _request_of_a_person(given: dict[str, Any], app: Any, parts: Parts) -> dict[str, Any]:
     """What is asked for, whoever the client says it comes from; raises InputError before anything is started.
 
     A full run takes as long as a night's where nothing else is said.
     """
     request = RunRequest.parse({**given, "trigger": "person"}).to_json()
     if request["kind"] == "full" and request["minutes"] is None:
-        request["minutes"] = full_minutes(labels)
+        night = parts.settings.training.nightly
+        window = timedelta(
+            hours=NightlySettings.model_fields["max_hours"].default if night is None else night.max_hours
+        )
+        request["minutes"] = minutes_of(window, len(app.datastore().get_labeled_images()))
     # Nothing else is passed on: what MONAI Label cannot start a process with would be "about to begin" for ever.
     return request | ({"gpus": _checked_gpus(given["gpus"])} if given.get("gpus") else {})
 

@@ -20,7 +20,7 @@ MAX_STARTS = 3
 # Of what is left of the window; the rest is for judging.
 TRAINING_SHARE = 0.85
 # More than this teaches hardly anything, whatever the window allows.
-MINUTES_A_LABEL, LEAST_MINUTES = 3.0, 10.0
+MINUTES_A_LABEL, LEAST_MINUTES, MOST_MINUTES = 3.0, 10.0, 9_999.0
 ENOUGH = 0.5  # of the usual minutes; fewer make no full training
 
 
@@ -86,7 +86,7 @@ def minutes_of(left: timedelta, labels: int) -> float:
 
 def full_minutes(labels: int) -> float:
     """How long a full training takes where nothing else is said."""
-    return max(LEAST_MINUTES, MINUTES_A_LABEL * labels)
+    return min(MOST_MINUTES, max(LEAST_MINUTES, MINUTES_A_LABEL * labels))
 
 
 def is_worthwhile(minutes: float, usual: float) -> bool:
