@@ -11,6 +11,8 @@ import torch
 
 # How much a process may grow before it looks for what it can give back, and how often it does at the most.
 GROWTH_BYTES, TRIM_SECONDS = 64 << 20, 5.0
+# Grown in the middle of a request, a process gets back only later what that still held; so often it is tried again.
+FURTHER_TIMES = 6
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's mallopt parameters
 _LARGE = 1 << 30
 
@@ -57,18 +59,17 @@ class GrowthLimiter:
     ) -> None:
         self._resident, self._give_back, self._clock = resident, give_back, clock
         self._before, self._at = resident(), clock()
-        self._once_more = False
+        self._further = 0
 
     def look(self) -> None:
         """To be called every now and then."""
         if self._clock() - self._at < TRIM_SECONDS:
             return
         grown = self._resident() - self._before >= GROWTH_BYTES
-        if not grown and not self._once_more:
+        if not grown and not self._further:
             return
         self._give_back()
-        # Grown in the middle of a request, the process gets back what that still held only at the next time.
-        self._once_more = grown
+        self._further = FURTHER_TIMES if grown else self._further - 1
         self._before, self._at = self._resident(), self._clock()
 
 
