@@ -88,7 +88,7 @@ def loops(work: Path, runs: int) -> list[Figure]:
             seconds.append(time.monotonic() - began)
             print(f"run {number + 1}: {seconds[-1]:.0f} s", flush=True)
     name = f"whole browser loops, {runs} in a row"
-    typical = f"median {median(seconds):.0f} s a loop, with a training in it" if seconds else ""
+    typical = f"median {median(seconds):.0f} s a loop, one training in it" if seconds else ""
     return [Figure(name, good, "loops", f"= {RUNS}", good == runs == RUNS, why or typical)]
 
 

@@ -141,8 +141,8 @@ def test_memory_is_given_back_once_the_process_has_grown() -> None:
     process = Process()
     assert process.look(GROWTH_BYTES - 1, 10 * TRIM_SECONDS) == 0
     assert process.look(1, 1.0) == 1
-    for time in range(FURTHER_TIMES):
-        assert process.look(0, TRIM_SECONDS) == 2 + time, "again: what was in use at the first time"
+    for number in range(FURTHER_TIMES):
+        assert process.look(0, TRIM_SECONDS) == 2 + number, "again: what was in use at the first time"
     assert process.look(GROWTH_BYTES - 1, 10 * TRIM_SECONDS) == 1 + FURTHER_TIMES, (
         "counted from what was left over"
     )

@@ -121,14 +121,12 @@ def test_a_pacs_that_goes_away_loses_no_label(
     began = time.monotonic()
     saved = submit(server, image, truth[image])
     assert saved.status_code == 200, saved.text
-    assert time.monotonic() - began < 100, "less than the patience of what asks a PACS"
+    assert time.monotonic() - began < 30
     assert server.status()["pacs"]["waiting_labels"] == [image]
     wait_until(lambda: "cannot be reached" in str(server.status()["pacs"]["problem"]), "the server to notice")
     unfetched = [uid for uid in truth if uid != image][-1]
     refused = server.infer({"foreground": [list(CENTRE)]}, image=unfetched, output="json")
-    found = (refused.status_code, "the PACS cannot be reached" in refused.text)
-    # It was fetched already, or being fetched when the PACS went.
-    assert found in ((503, True), (200, False), (404, False))
+    assert (refused.status_code, "the PACS cannot be reached" in refused.text) in ((503, True), (200, False))
     orthanc.start()
     wait_until(lambda: server.status()["pacs"]["waiting_labels"] == [], "the label to be sent")
     assert len(segmentations(orthanc)) == 1

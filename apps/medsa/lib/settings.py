@@ -29,6 +29,7 @@ from lib.errors import SettingsError
 # Keys that MONAI Label itself reads from the same --conf pairs.
 MONAI_LABEL_KEYS = frozenset({"server_mode"})
 DEFAULT_TASK = "demo"
+NIGHT_HOURS = 4.0
 
 # A label's clicks come in a request under the label's own name, beside these, which mean something else.
 _PROMPT_KEYS = ("foreground", "background", "roi", "slice", "label", "labels", "label_prompt", "points")
@@ -211,7 +212,7 @@ class NightlySettings(_Settings):
 
     at: Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
     time_zone: Annotated[str, AfterValidator(_checked_time_zone)] = "UTC"
-    max_hours: float = Field(default=4.0, gt=0, le=24)
+    max_hours: float = Field(default=NIGHT_HOURS, gt=0, le=24)
     start: Literal["base", "champion"] = Field(default="base", alias="from")
 
     @field_validator("at", mode="before")

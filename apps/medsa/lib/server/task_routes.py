@@ -15,7 +15,7 @@ from lib.server.page import running_training, scoring_progress, why_no_case
 from lib.server.parts import Parts, describe_base
 from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, author
 from lib.server.store import pacs_status
-from lib.settings import NightlySettings
+from lib.settings import NIGHT_HOURS
 from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.choice import MIN_GROUPS
 from lib.training.nightly import minutes_of
@@ -115,9 +115,7 @@ def _request_of_a_person(given: dict[str, Any], app: Any, parts: Parts) -> dict[
     request = RunRequest.parse({**given, "trigger": "person"}).to_json()
     if request["kind"] == "full" and request["minutes"] is None:
         night = parts.settings.training.nightly
-        window = timedelta(
-            hours=NightlySettings.model_fields["max_hours"].default if night is None else night.max_hours
-        )
+        window = timedelta(hours=NIGHT_HOURS if night is None else night.max_hours)
         request["minutes"] = minutes_of(window, len(app.datastore().get_labeled_images()))
     # Nothing else is passed on: what MONAI Label cannot start a process with would be "about to begin" for ever.
     return request | ({"gpus": _checked_gpus(given["gpus"])} if given.get("gpus") else {})
