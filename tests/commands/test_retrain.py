@@ -40,8 +40,10 @@ def studies(tmp_path: Path) -> Path:
     return tmp_path / "studies"
 
 
-def start(studies: Path, *options: str, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-    command = [sys.executable, *launcher, str(CLI), "retrain", "--studies", str(studies), "--task", "object"]
+def start(
+    studies: Path, *options: str, launcher: tuple[str, ...] = (), name: str = "retrain"
+) -> "subprocess.Popen[str]":
+    command = [sys.executable, *launcher, str(CLI), name, "--studies", str(studies), "--task", "object"]
     command += ["--state", str(studies.parent / "state"), "--conf", "base", "vit_t", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
@@ -68,14 +70,27 @@ def test_it_trains_on_all_labels_from_the_base(studies: Path) -> None:
     assert said.splitlines()[0].startswith(record["decision"])
 
 
-def test_a_signal_stops_it_and_the_next_one_goes_on(studies: Path) -> None:
-    process = start(studies, "--minutes", "30")
+def until_it_makes_steps(studies: Path, process: "subprocess.Popen[str]") -> None:
     progress = studies.parent / "state" / "progress.json"
     deadline = time.monotonic() + 200
     while not progress.exists() or "step" not in json.loads(progress.read_text())["status"]:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_signal_stops_train_with_the_same_code(studies: Path) -> None:
+    process = start(studies, "--conf", "train_minutes", "30", name="train")
+    until_it_makes_steps(studies, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert last_record(studies)["decision"] == "stopped"
+
+
+def test_a_signal_stops_it_and_the_next_one_goes_on(studies: Path) -> None:
+    process = start(studies, "--minutes", "30")
+    until_it_makes_steps(studies, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 4, said
