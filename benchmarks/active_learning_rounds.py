@@ -1,10 +1,11 @@
 """Simulated labelling: a strategy chooses, the truth is the label, the model learns, and is tested; again and again.
 
 The strategies are the server's own functions on scores made by the server's own scoring; training between rounds goes
-on from the weights before, with the settings that are shipped. A training is a number of steps and not of minutes, so
-that runs of different machines can be compared; images are of the smallest size that is trained on, where a step costs
-least. Every round is kept as soon as it is over, with the weights, so that hours of work can be stopped and gone on
-with. Two strategies that have chosen the same cases with one seed have the same network: the second one takes it over.
+on from the weights before, with the settings that are shipped but one (`SINGLE_SHARE`). A training is a number of
+steps and not of minutes, so that runs of different machines can be compared; images are of the smallest size that is
+trained on, where a step costs least. Every round is kept as soon as it is over, with the weights, so that hours of work
+can be stopped and gone on with. Two strategies that have chosen the same cases with one seed have the same network: the
+second one takes it over.
 """
 
 import itertools
@@ -43,6 +44,8 @@ SCORELESS = ("random", "first")  # what needs no scores is not given any
 DRAWN = ("foreground_random",)
 ALIKE = ("diversity",)  # what looks only at what images are like, which no version changes: scored once
 VARIED = ("medsa",)  # what looks at the disagreement of variations
+# Neighbouring slices throughout, as all kept runs were trained; what is shipped since draws slices one by one first.
+SINGLE_SHARE = 0.0
 CACHE_BYTES = 1 << 28
 
 
@@ -215,7 +218,8 @@ class Simulation:
         self, model: MedSA, labelled: Sequence[str], chosen: Sequence[str], run: Run, number: int
     ) -> None:
         rounds = len(self.study.counts) if run.strategy == EVERYTHING else 1
-        options = options_of(self.settings, float(self.steps * rounds), 1000 * run.seed + number)
+        shipped = options_of(self.settings, float(self.steps * rounds), 1000 * run.seed + number)
+        options = replace(shipped, single_share=SINGLE_SHARE)
         if labelled:
             training = self.settings.training
             options = replace(

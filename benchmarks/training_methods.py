@@ -162,6 +162,7 @@ def options_of(settings: Settings, seconds: float, seed: int) -> TrainOptions:
         training.prompts_per_slice,
         seed,
         small_share=training.small_share,
+        single_share=training.single_share,
     )
 
 

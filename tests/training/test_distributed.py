@@ -178,10 +178,14 @@ with world_of_this_process() as world:
     model = MedSA(build_sam(spec), spec, dims, ("object",))
     learner = Learner(model, Diet(4, 2, (1.0,)), 0, world)
     cut = prepare_case(case, Viewpoint({"object": 1}, IntensitySettings()), 64, 16)
-    for _ in range(3):
-        learner.step(Stage(model, [cut]), 1e-2)
     depth = [value for name, value in model.adapters.named_parameters() if "depth" in name]
     assert depth
+    for _ in range(3):
+        learner.step(Stage(model, [cut], together=False), 1e-2)
+    assert not [value for value in depth if value in learner.optimizer.state], "begun without a gradient"
+    for _ in range(3):
+        learner.step(Stage(model, [cut]), 1e-2)
+    assert all(learner.optimizer.state[value]["step"] == 3 for value in depth)
     moved = sum(float(value.abs().sum()) for value in depth)
     out = [moved, *(float(value.sum()) for value in learner.parameters)]
     open(f"{sys.argv[1]}/weights{world.rank}.txt", "w").write(repr(out))
@@ -189,7 +193,10 @@ with world_of_this_process() as world:
 
 
 def test_a_worker_whose_cases_have_no_depth_does_not_stop_the_others(tmp_path):
-    """Its step leaves the depth adapters without gradients; those of the other worker count."""
+    """Its step leaves the depth adapters without gradients; those of the other worker count.
+
+    Where neither has any, the optimizer does not begin with them: it would take their first step for a late one.
+    """
     (tmp_path / "uneven.py").write_text(UNEVEN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "PYTHONPATH": str(APP), "GLOO_SOCKET_IFNAME": "lo"}

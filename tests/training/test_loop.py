@@ -149,6 +149,40 @@ def test_with_a_depth_branch_a_step_is_made_of_slabs(deep_model, prepared, monke
     assert [key for key in before if torch.equal(before[key], after[key])] == []
 
 
+def test_first_every_slice_is_by_itself_then_neighbours_are_together(deep_model, prepared, monkeypatch):
+    seen = []
+    encode = deep_model.encode
+    monkeypatch.setattr(
+        deep_model, "encode", lambda planes, depths: seen.append(depths) or encode(planes, depths)
+    )
+    alone_first = dataclasses.replace(options(4, batch_slices=6), single_share=0.5)
+    train(deep_model, prepared, alone_first, clock=ticking())
+    assert seen == [(1,) * 6] * 2 + [(3, 3)] * 2
+
+
+def test_slices_by_themselves_leave_the_depth_branch_as_it_was(deep_model, prepared):
+    before = deep_model.adapter_state()
+    train(deep_model, prepared, dataclasses.replace(options(3), single_share=1.0), clock=ticking())
+    after = deep_model.adapter_state()
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert same == {key for key in before if "depth" in key}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_memory_is_estimated_for_what_is_drawn(deep_model, prepared, monkeypatch, share):
+    asked = []
+    estimate = learner.activation_bytes
+    monkeypatch.setattr(
+        learner,
+        "activation_bytes",
+        lambda *a, with_depth, **more: (
+            asked.append(with_depth) or estimate(*a, with_depth=with_depth, **more)
+        ),
+    )
+    train(deep_model, prepared, dataclasses.replace(options(2), single_share=share), clock=ticking())
+    assert asked == [share == 0.0]
+
+
 def test_without_one_every_slice_is_by_itself(tiny_model, prepared, monkeypatch):
     seen = []
     encode = tiny_model.encode

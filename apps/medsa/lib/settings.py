@@ -231,9 +231,10 @@ class TrainingSettings(_Settings):
     by fewer when none was saved for `train_idle_minutes` (0: never). `gate_margin` and `gate_confidence` are those of
     the gate's test of non-inferiority. `new_share` is how often a new case is drawn, `recorded_share` how often the
     prompts that an annotator gave are taken instead of simulated ones, where there are any. `small_share` is the part
-    of the time in which images have half the size. A training that goes on from what serves has `refining_share` of
-    the learning rate. An incremental run looks at `replayed_cases` at the most of those that were learned before. On a
-    CPU a training uses at most `train_threads` cores.
+    of the time in which images have half the size, `single_share` that in which slices are drawn one by one, without
+    neighbours. A training that goes on from what serves has `refining_share` of the learning rate. An incremental run
+    looks at `replayed_cases` at the most of those that were learned before. On a CPU a training uses at most
+    `train_threads` cores.
     """
 
     auto_train: bool = True
@@ -246,6 +247,7 @@ class TrainingSettings(_Settings):
     learning_rate: float = Field(default=1e-2, gt=0)
     refining_share: float = Field(default=0.3, gt=0, le=1)
     small_share: float = Field(default=0.7, ge=0, le=1)
+    single_share: float = Field(default=0.7, ge=0, le=1)
     batch_slices: PositiveInt = 8
     prompts_per_slice: PositiveInt = 4
     seed: int = Field(default=0, ge=0)

@@ -36,10 +36,19 @@ WEIGHT_DECAY = 0.01
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run: the network at one image size, and the cases cut for that size."""
+    """A part of a run: the network at one image size, the cases cut for that size, and how slices are drawn.
+
+    `together`: neighbouring slices in slabs, which the depth branch sees together; else every slice by itself.
+    """
 
     model: MedSA
     cases: Sequence[TrainingCase]
+    together: bool = True
+
+    @property
+    def slab(self) -> int:
+        """How many neighbouring slices are drawn and encoded together."""
+        return self.model.slab if self.together else 1
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ class Learner:
         needed = activation_bytes(
             model.spec,
             self.slices,
-            with_depth=model.slab > 1,
+            with_depth=stage.slab > 1,
             precision=model.precision,
             on_gpu=self.device.type == "cuda",
         )
@@ -170,11 +179,16 @@ class Learner:
     def _average_gradients(self) -> None:
         if self.world.size == 1:
             return
-        # Slabs of one slice leave the depth adapters without gradients, on this worker or on another.
-        for parameter in self.parameters:
+        # Slices by themselves leave the depth adapters without gradients. Where they do so on all workers these keep
+        # none, so that the optimizer begins with them when there are some; where on one only, it counts as zero.
+        has_any = self.world.agree_each([parameter.grad is not None for parameter in self.parameters])
+        learned = [
+            parameter for parameter, any_worker in zip(self.parameters, has_any, strict=True) if any_worker
+        ]
+        for parameter in learned:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.world.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        self.world.average([parameter.grad for parameter in learned if parameter.grad is not None])
 
     def _halve(self, stage: Stage) -> None:
         self.optimizer.zero_grad()
@@ -199,7 +213,7 @@ class Learner:
             self.diet.prompts_per_slice,
             self.augment,
             rng,
-            min(stage.model.slab, self.slices),
+            min(stage.slab, self.slices),
             self.diet.weights,
             self.diet.recorded_share,
         )

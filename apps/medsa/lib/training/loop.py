@@ -1,13 +1,14 @@
 """The training loop: adapters and label tokens learn from prompts until the time is over.
 
 The first part of the time is spent on images of half the size, where a step costs about a quarter and teaches nearly as
-much; the rest on images as they are served.
+much; the rest on images as they are served. Slices are drawn one by one first, since as many of different cases teach
+more than neighbours do that look alike; then as neighbours, for the depth branch.
 """
 
 import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -34,9 +35,9 @@ class TrainOptions:
     """What a run is made with; `seconds` is its time budget, `learning_rate` the highest one reached.
 
     `batch_slices` is about how many slices a step has in all: as many whole slabs as come nearest to it. In the first
-    `small_share` of the time images have half the size, where that leaves enough tokens. Cases in `new` are drawn in
-    `new_share` of the draws, if there are others. `recorded_share` is how often an annotator's own prompts are asked
-    again.
+    `small_share` of the time images have half the size, where that leaves enough tokens; in the first `single_share`
+    every slice is drawn by itself. Cases in `new` are drawn in `new_share` of the draws, if there are others.
+    `recorded_share` is how often an annotator's own prompts are asked again.
     """
 
     seconds: float
@@ -45,6 +46,7 @@ class TrainOptions:
     prompts_per_slice: int
     seed: int
     small_share: float = 0.0
+    single_share: float = 0.0
     new: frozenset[str] = frozenset()
     new_share: float = 0.5
     recorded_share: float = 0.0
@@ -235,13 +237,16 @@ class _Run:
         return self.learner.steps
 
     def _stage(self) -> Stage:
-        """The images of this moment; memory is looked at anew when they change."""
-        small = self.small is not None and self.fraction < self.options.small_share
-        stage = self.small if small and self.small is not None else self.full
-        if stage is not self.stage:
+        """The images of this moment and how they are drawn; memory is looked at anew when that changes."""
+        sized = self.full
+        if self.small is not None and self.fraction < self.options.small_share:
+            sized = self.small
+        together = self.fraction >= self.options.single_share
+        stage = self.stage
+        if stage is None or stage.model is not sized.model or stage.together != together:
+            self.stage = stage = replace(sized, together=together)
             stage.model.train()
             self.learner.save_memory(stage)
-            self.stage = stage
         return stage
 
 

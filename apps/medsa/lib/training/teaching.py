@@ -141,6 +141,7 @@ class Teacher:
             prompts_per_slice=training.prompts_per_slice,
             seed=training.seed,
             small_share=training.small_share,
+            single_share=training.single_share,
             new=self.new,
             new_share=training.new_share,
             recorded_share=training.recorded_share,

@@ -46,12 +46,16 @@ class World:
 
     def agree(self, wish: bool) -> bool:
         """Whether any worker wishes so; the same answer for all."""
+        return self.agree_each([wish])[0]
+
+    def agree_each(self, wishes: Sequence[bool]) -> list[bool]:
+        """`agree` about several things at once."""
         if self.size == 1:
-            return wish
-        flag = torch.tensor([float(wish)], device=_device())
+            return list(wishes)
+        flags = torch.tensor([float(wish) for wish in wishes], device=_device())
         with _named_failure():
-            distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-        return bool(flag.item())
+            distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in flags.tolist()]
 
     def told(self, value: Any) -> Any:
         """What rank 0 says, on all workers; plain values."""
