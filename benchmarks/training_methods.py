@@ -87,8 +87,13 @@ def full_fine_tuning(settings: Settings, cases: Sequence[Case], seconds: float, 
     model, prepared = at_fitting_size(whole, settings, cases)
     tokens = model.adapters["labels"].requires_grad_(True)
     trained = [*model.sam.requires_grad_(True).parameters(), *tokens.parameters()]
-    # Half-size images need positions of their own, which would be trained apart.
-    options = replace(options_of(settings, seconds, seed), learning_rate=FULL_LEARNING_RATE, small_share=0.0)
+    # Half-size images need positions of their own, which would be trained apart; there is no depth branch for slabs.
+    options = replace(
+        options_of(settings, seconds, seed),
+        learning_rate=FULL_LEARNING_RATE,
+        small_share=0.0,
+        single_share=1.0,
+    )
     result = train(model, prepared, options, clock=cpu_seconds, parameters=trained)
     return answering(settings, model, result.steps)
 
