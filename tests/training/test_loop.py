@@ -398,6 +398,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tiny_model, prepared
         torch.testing.assert_close(value, whole[key], atol=1e-5, rtol=1e-5)
 
 
+def test_it_may_be_stopped_before_the_depth_branch_has_begun(deep_model, prepared, tmp_path):
+    """The optimizer knows nothing of the depth adapters then."""
+    wanted = dataclasses.replace(options(6), single_share=0.5)
+    start = deep_model.adapter_state()
+    train(deep_model, prepared, wanted, clock=ticking())
+    whole = deep_model.adapter_state()
+    deep_model.load_adapter_state(start)
+    file = tmp_path / "checkpoint.pt"
+    train_and_stop(2, deep_model, prepared, wanted, checkpoint_at(file))
+    deep_model.load_adapter_state(start)
+    second = train(deep_model, prepared, wanted, clock=ticking(), checkpoint=checkpoint_at(file))
+    assert (second.resumed, second.steps) == (2, 6)
+    for key, value in deep_model.adapter_state().items():
+        torch.testing.assert_close(value, whole[key], atol=1e-5, rtol=1e-5)
+
+
 class StopAt:
     """Asked for a stop from the look number `look` on, which is in the middle of a step."""
 
