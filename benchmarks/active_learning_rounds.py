@@ -1,7 +1,7 @@
 """Simulated labelling: a strategy chooses, the truth is the label, the model learns, and is tested; again and again.
 
 The strategies are the server's own functions on scores made by the server's own scoring; training between rounds goes
-on from the weights before, with the settings that are shipped but one (`SINGLE_SHARE`). A training is a number of
+on from the weights before, as medsa did when the kept runs were made (`SINGLE_SHARE`, AdamW). A training is a number of
 steps and not of minutes, so that runs of different machines can be compared; images are of the smallest size that is
 trained on, where a step costs least. Every round is kept as soon as it is over, with the weights, so that hours of work
 can be stopped and gone on with. Two strategies that have chosen the same cases with one seed have the same network: the
@@ -36,6 +36,7 @@ from lib.scoring.scores import CaseScore, ScoreTable
 from lib.scoring.survey import Surveyor
 from lib.training.cases import Case
 from lib.training.loop import train
+from lib.training.optimizer import Optimizer
 from lib.training.slabs import SMALLEST_GRID, TrainingCase, prepare_case
 
 EVERYTHING = "everything"  # no strategy: all of the pool at once, in the steps of a whole run
@@ -44,7 +45,8 @@ SCORELESS = ("random", "first")  # what needs no scores is not given any
 DRAWN = ("foreground_random",)
 ALIKE = ("diversity",)  # what looks only at what images are like, which no version changes: scored once
 VARIED = ("medsa",)  # what looks at the disagreement of variations
-# Neighbouring slices throughout, as all kept runs were trained; what is shipped since draws slices one by one first.
+# Neighbouring slices throughout and AdamW, as all kept runs were trained; what is shipped since draws slices one by one
+# first and has Muon.
 SINGLE_SHARE = 0.0
 CACHE_BYTES = 1 << 28
 
@@ -230,7 +232,7 @@ class Simulation:
             )
         cases = [self._prepared(model, case) for case in (*labelled, *chosen)]
         # It is asked for the time once a step.
-        train(model, cases, options, clock=itertools.count().__next__)
+        train(model, cases, options, clock=itertools.count().__next__, make_optimizer=Optimizer.adamw)
 
     def _prepared(self, model: MedSA, name: str) -> TrainingCase:
         spec = model.spec

@@ -26,8 +26,8 @@ def ticking(step=1.0):
     return itertools.count(0.0, step).__next__
 
 
-def options(steps, batch_slices=4, seed=0):
-    return TrainOptions(float(steps), 1e-2, batch_slices, prompts_per_slice=4, seed=seed)
+def options(steps, batch_slices=4, seed=0, learning_rate=1e-2):
+    return TrainOptions(float(steps), learning_rate, batch_slices, prompts_per_slice=4, seed=seed)
 
 
 def train_and_stop(steps, model, cases, planned, checkpoint=None):
@@ -51,7 +51,7 @@ def prepared(cases, view, tiny_spec):
 
 def test_training_lowers_the_loss_and_improves_dice_on_unseen_cases(tiny_model, prepared, unseen, view):
     before = validate(tiny_model, unseen, view)
-    result = train(tiny_model, prepared, options(50, batch_slices=2), clock=ticking())
+    result = train(tiny_model, prepared, options(50, batch_slices=2, learning_rate=0.03), clock=ticking())
     after = validate(tiny_model, unseen, view)
     assert result.steps == 50
     assert np.mean(result.losses[-10:]) < 0.8 * np.mean(result.losses[:10])
@@ -68,7 +68,7 @@ def test_pictures_in_colour_are_learnt_from(tiny_model, tiny_spec, cases, view):
         array = np.where(label[..., None] == 1, (180, 60, 60), (60, 60, 180)).astype(np.uint8)
         picture = dataclasses.replace(case, volume=Volume(array, case.volume.affine), label=label)
         pictures.append(prepare_case(picture, view, tiny_spec.image_size, tiny_spec.mask_size))
-    result = train(tiny_model, pictures, options(30, batch_slices=2), clock=ticking())
+    result = train(tiny_model, pictures, options(30, batch_slices=2, learning_rate=0.03), clock=ticking())
     assert np.mean(result.losses[-8:]) < 0.8 * np.mean(result.losses[:8])
 
 
@@ -487,6 +487,19 @@ def test_a_checkpoint_of_another_training_is_left_alone(tiny_model, prepared, tm
     train(tiny_model, prepared, options(2), clock=ticking(), checkpoint=checkpoint_at(file))
     other = train(tiny_model, prepared, options(2), clock=ticking(), checkpoint=checkpoint_at(file, "two"))
     assert (other.resumed, other.steps) == (0, 2)
+
+
+def test_a_checkpoint_of_another_optimizer_is_no_start(tiny_model, prepared, tmp_path):
+    """As medsa wrote them before 2026-12-01, with AdamW for all."""
+    start, file = tiny_model.adapter_state(), tmp_path / "checkpoint.pt"
+    train(tiny_model, prepared, options(2), clock=ticking(), checkpoint=checkpoint_at(file))
+    stored = torch.load(file, weights_only=True)
+    values = [torch.nn.Parameter(value) for value in stored["learner"]["parameters"]]
+    stored["learner"]["optimizer"] = torch.optim.AdamW(values).state_dict()
+    torch.save(stored, file)
+    tiny_model.load_adapter_state(start)
+    again = train(tiny_model, prepared, options(2), clock=ticking(), checkpoint=checkpoint_at(file))
+    assert (again.resumed, again.steps, len(again.losses)) == (0, 2, 2)
 
 
 def test_a_run_whose_time_was_over_has_nothing_left_to_do(tiny_model, prepared, tmp_path):

@@ -83,7 +83,8 @@ def decode(
     """
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight], dim=0)
     tokens = torch.cat([own.unsqueeze(0).expand(tokens.shape[0], -1, -1), tokens], dim=1)
-    image = embeddings + dense
+    # Rounded here, the image's tokens stay so to the end: sums and norms of them took as long as the products.
+    image, positions = _rounded(embeddings + dense), _rounded(positions)
     height, width = image.shape[2:]
     # Channels last in memory too, once: all that follows works on channels.
     image_tokens, places = image.flatten(2).mT.contiguous(), positions.flatten(2).mT.contiguous()

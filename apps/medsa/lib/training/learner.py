@@ -23,6 +23,7 @@ from lib.model.medsa import MedSA, SinglePrompt
 from lib.training.activations import activation_bytes, needs_checkpointing
 from lib.training.augmentation import Augmentation
 from lib.training.losses import prompt_losses
+from lib.training.optimizer import MakeOptimizer, Optimizer
 from lib.training.samples import Batch, corrective_prompts, draw_batch, stack
 from lib.training.slabs import TrainingCase
 from lib.training.world import World
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 EMA_DECAY = 0.98
 CLIP_NORM = 1.0
-WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,14 @@ class Learner:
         seed: int,
         world: World,
         parameters: Sequence[nn.Parameter] | None = None,
+        make_optimizer: MakeOptimizer = Optimizer.of,
     ) -> None:
         self.model, self.diet, self.seed, self.world = model, diet, seed, world
         self.device = next(model.adapters.parameters()).device
         self.augment = Augmentation()
         self.parameters = list(model.adapters.parameters() if parameters is None else parameters)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=WEIGHT_DECAY)
+        self.optimizer = make_optimizer(model, self.parameters)
         self.steps = 0
         self.slices = diet.slices
         self.events: list[str] = []
@@ -97,15 +98,13 @@ class Learner:
         Where memory runs out the step is done again with half of the slices, and so are all that follow. Raises
         TrainingError when one slice is too much, DivergenceError when the loss is no number.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         loss = self._gradients(stage)
         self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
         value = loss.item()
         if not torch.isfinite(loss + norm):
             raise DivergenceError(f"the loss became {value} at step {self.steps + 1}; nothing is published")
-        self.optimizer.step()
+        self.optimizer.step(learning_rate)
         self._update_average()
         return value
 
@@ -123,7 +122,7 @@ class Learner:
         return {
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
             "average": [average.cpu() for average in self.average],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state(),
             "steps": self.steps,
             "slices": self.slices,
             "events": list(self.events),
@@ -135,7 +134,7 @@ class Learner:
         for name in ("parameters", "average"):
             if [tuple(tensor.shape) for tensor in state[name]] != own:
                 raise ValueError(f"{name} of another shape")
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.restore(state["optimizer"])
         with torch.no_grad():
             for parameter, value in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(value)

@@ -19,6 +19,7 @@ from lib.training.abandoning import StepAbandonedError, abandoning
 from lib.training.checkpoint import CheckpointFile
 from lib.training.clicks_first import NO_CLICKS, ClicksFirst
 from lib.training.learner import Diet, Learner, Stage
+from lib.training.optimizer import MakeOptimizer, Optimizer
 from lib.training.slabs import SMALLEST_GRID, TrainingCase
 from lib.training.world import ALONE, World
 
@@ -90,13 +91,14 @@ def train(
     checkpoint: CheckpointFile | None = None,
     world: World = ALONE,
     parameters: Sequence[nn.Parameter] | None = None,
+    make_optimizer: MakeOptimizer = Optimizer.of,
 ) -> TrainResult:
     """Trains `model.adapters` in place until `options.seconds` of work have passed on `clock`, or `should_stop()`.
 
     A stop does not wait for the end of a step where that can take long (`abandoning`). When it `is_late()` it ends as
     if the time were over.
 
-    With `parameters` it trains these instead, which is for comparisons.
+    With `parameters` it trains these instead, and as `make_optimizer` has it, which is for comparisons.
 
     While somebody clicks it waits between steps (`clicks`), which is no work. With a `checkpoint` it goes on from what
     is there, saves what it has every now and then, and at the end. Raises TrainingError when there are no cases, the
@@ -104,7 +106,7 @@ def train(
     """
     if not cases:
         raise TrainingError("no labels: there is nothing to train on")
-    run = _Run(model, cases, options, world, checkpoint, parameters)
+    run = _Run(model, cases, options, world, checkpoint, parameters, make_optimizer)
     model.train()
     before = reported = clock()
     stopped = False
@@ -157,11 +159,12 @@ class _Run:
         world: World,
         checkpoint: CheckpointFile | None,
         parameters: Sequence[nn.Parameter] | None,
+        make_optimizer: MakeOptimizer,
     ) -> None:
         self.options, self.checkpoint, self.world = options, checkpoint, world
         weights = draw_weights([case.case_id for case in cases], options.new, options.new_share)
         diet = Diet(options.batch_slices, options.prompts_per_slice, weights, options.recorded_share)
-        self.learner = Learner(model, diet, options.seed, world, parameters)
+        self.learner = Learner(model, diet, options.seed, world, parameters, make_optimizer)
         self.full = Stage(model, cases)
         self.small = _half_size(self.full) if options.small_share > 0 else None
         self.stage: Stage | None = None
