@@ -34,6 +34,7 @@ from lib.settings import Settings, load_settings
 from lib.training.cases import Case
 from lib.training.image_size import fitting_size
 from lib.training.loop import TrainOptions, train
+from lib.training.optimizer import Optimizer
 from lib.training.slabs import TrainingCase, prepare_case
 from lib.training.viewpoint import Viewpoint
 from lib.transforms.geometry import slice_axis
@@ -80,7 +81,7 @@ def adapters(settings: Settings, cases: Sequence[Case], seconds: float, seed: in
 
 
 def full_fine_tuning(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -> Trained:
-    """All weights of the base and the label tokens; no adapters."""
+    """All weights of the base and the label tokens; no adapters. AdamW: Muon was no better here, its steps cost more."""
     base = fresh_base(settings, "float32")
     whole = _WholeNetwork(base.sam, base.spec, base.dims, base.labels)
     whole.adapters.requires_grad_(False)
@@ -94,7 +95,9 @@ def full_fine_tuning(settings: Settings, cases: Sequence[Case], seconds: float, 
         small_share=0.0,
         single_share=1.0,
     )
-    result = train(model, prepared, options, clock=cpu_seconds, parameters=trained)
+    result = train(
+        model, prepared, options, clock=cpu_seconds, parameters=trained, make_optimizer=Optimizer.adamw
+    )
     return answering(settings, model, result.steps)
 
 

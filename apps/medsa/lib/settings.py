@@ -246,7 +246,7 @@ class TrainingSettings(_Settings):
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     learning_rate: float = Field(default=1e-2, gt=0)
     refining_share: float = Field(default=0.3, gt=0, le=1)
-    small_share: float = Field(default=0.7, ge=0, le=1)
+    small_share: float = Field(default=0.4, ge=0, le=1)
     single_share: float = Field(default=0.7, ge=0, le=1)
     batch_slices: PositiveInt = 8
     prompts_per_slice: PositiveInt = 4
