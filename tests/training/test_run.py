@@ -131,7 +131,7 @@ def test_a_training_takes_so_many_cores_at_the_most(go, files, scripted, most, e
 
 def test_a_whole_run_trains_publishes_and_records(go, many_cases, write_case, releases, tiny_model):
     files = [write_case(case) for case in many_cases]
-    record = go(files, settings(steps=40), code_version="test")
+    record = go(files, settings(steps=40, learning_rate=0.03), code_version="test")
     assert record.decision == "published", record.reasons
     assert (record.champion, record.version, record.steps) == (0, 1, 40)
     release = releases.champion()
@@ -310,7 +310,7 @@ def test_a_label_that_is_of_somewhere_else_is_named(go, many_cases, write_case, 
     wrong = np.zeros_like(many_cases[6].label)
     wrong[:4, :4, :4] = 1
     files = [write_case(case, wrong if case.case_id == "case6" else None) for case in many_cases]
-    record = go(files, settings(steps=60), request=RunRequest("full", "command line"))
+    record = go(files, settings(steps=60, learning_rate=0.03), request=RunRequest("full", "command line"))
     assert [one.case_id for one in record.suspicious] == ["case6"]
     assert "case6" in record.trained
     assert record.suspicious[0].dice < 0.1 < record.suspicious[0].typical
