@@ -81,7 +81,7 @@ def adapters(settings: Settings, cases: Sequence[Case], seconds: float, seed: in
 
 
 def full_fine_tuning(settings: Settings, cases: Sequence[Case], seconds: float, seed: int) -> Trained:
-    """All weights of the base and the label tokens; no adapters. With AdamW: Muon was no better here."""
+    """All weights of the base and the label tokens; no adapters. With AdamW: docs/decisions.md, 2026-12-01."""
     base = fresh_base(settings, "float32")
     whole = _WholeNetwork(base.sam, base.spec, base.dims, base.labels)
     whole.adapters.requires_grad_(False)
