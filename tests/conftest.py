@@ -134,11 +134,14 @@ def make_series(tmp_path: Path) -> Callable[..., tuple[Volume, list[Path]]]:
     """Writes a series of that geometry, whose volume it returns too."""
 
     def make(
-        geometry: str = "axial", shape: tuple[int, int, int] = SERIES_SHAPE, seed: str = "1"
+        geometry: str = "axial",
+        shape: tuple[int, int, int] = SERIES_SHAPE,
+        seed: str = "1",
+        patient: str = "made",
     ) -> tuple[Volume, list[Path]]:
         volume, (_, descending) = made_volume(geometry, shape), GEOMETRIES[geometry]
         numbers = list(range(1, shape[2] + 1))
-        names = SeriesNames("made", geometry, f"tests {geometry} {seed}")
+        names = SeriesNames(patient, geometry, f"tests {geometry} {seed}")
         folder = tmp_path / f"{geometry}-{seed}"
         return volume, write_series(volume, names, folder, numbers[::-1] if descending else None)
 

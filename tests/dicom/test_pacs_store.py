@@ -84,6 +84,31 @@ def test_the_list_is_there_before_anything_is_fetched(orthanc, make_series, open
     assert not (store.series.root / "dicom").exists()
 
 
+def test_series_are_told_apart_by_patient_without_saying_whom(orthanc, make_series, opened, upload):
+    of = {}
+    for seed, patient in (("1", "DOE-1"), ("2", "DOE-1"), ("3", "ROE-2"), ("4", "")):
+        files = make_series(seed=seed, patient=patient)[1]
+        upload(orthanc, files)
+        of[seed] = read_headers(files[:1])[0]
+    store = opened()
+    look(store)
+    known = {seed: store.patients()[header.SeriesInstanceUID] for seed, header in of.items()}
+    assert known["1"] == known["2"]
+    assert len(set(known.values())) == 3
+    assert known["4"] == of["4"].StudyInstanceUID
+    kept = "".join(path.read_text() for path in store.series.root.glob("*.json"))
+    assert "DOE" not in kept + str(known)
+    assert opened().patients() == store.patients(), "another process needs not ask the PACS"
+
+
+def test_a_patient_id_that_all_have_tells_nothing(orthanc, make_series, opened, upload):
+    for seed in "12":
+        upload(orthanc, make_series(seed=seed, patient="ANONYMOUS")[1])
+    store = opened()
+    look(store)
+    assert len(set(store.patients().values())) == 2
+
+
 def test_an_image_is_what_the_series_holds(orthanc, make_series, geometry, opened, upload):
     volume, files = make_series(geometry)
     upload(orthanc, files)

@@ -19,7 +19,7 @@ IDLE = Situation(
     scoring=False,
     auto_train=True,
     train_after=5,
-    labelled=9,
+    judges=9,
     pending=0,
     may_start=True,
     unscored=(),
@@ -62,7 +62,7 @@ WAITING = replace(IDLE, pending=1, idle_after=20.0)
         ({"idle_minutes": 20.0, "idle_after": 0.0}, None),
         ({"idle_minutes": 20.0, "auto_train": False}, None),
         ({"idle_minutes": 20.0, "may_start": False}, None),
-        ({"idle_minutes": 20.0, "labelled": 1}, None),
+        ({"idle_minutes": 20.0, "judges": 2}, None),
         ({"idle_minutes": 20.0, "training": True}, None),
         ({"idle_minutes": -300.0}, "train"),
     ],
@@ -79,9 +79,9 @@ def test_due_says_what_will_be_started() -> None:
     assert not training_is_due(replace(IDLE, pending=5, may_start=False))
 
 
-@pytest.mark.parametrize(("labelled", "action"), [(1, None), (2, None), (3, "train")])
-def test_labels_too_few_to_publish_from_start_nothing(labelled: int, action: str | None) -> None:
-    assert next_action(replace(IDLE, train_after=1, pending=1, labelled=labelled)) == action
+@pytest.mark.parametrize(("judges", "action"), [(1, None), (2, None), (3, "train")])
+def test_labels_too_few_to_publish_from_start_nothing(judges: int, action: str | None) -> None:
+    assert next_action(replace(IDLE, train_after=1, pending=1, judges=judges)) == action
 
 
 class Server:
@@ -99,7 +99,7 @@ class Server:
         )
         queue: Any = SimpleNamespace(
             pending=lambda: dict(self.pending),
-            labelled=lambda: len(self.pending),
+            judges=lambda: len(self.pending),
             unscored=tuple,
             newest=lambda cases: None,
         )

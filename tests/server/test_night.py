@@ -26,7 +26,9 @@ class World:
         self.running: dict[str, Any] | None = None
         self.started: list[RunRequest] = []
         self.room = 0
-        queue: Any = SimpleNamespace(records=lambda: self.records, digests=lambda: self.labels)
+        queue: Any = SimpleNamespace(
+            records=lambda: self.records, digests=lambda: self.labels, judges=lambda: len(self.labels)
+        )
         monkeypatch.setattr(
             night_module, "start_training", lambda request: self.started.append(request) or {}
         )

@@ -206,6 +206,7 @@ def test_with_accounts_the_page_asks_for_one(releases: Releases, monkeypatch: py
 ABOUT: dict[str, Any] = {
     "pending_labels": 2,
     "train_after": 5,
+    "judges": 3,
     "training": False,
     "training_due": False,
     "auto_train": True,
@@ -222,6 +223,7 @@ ABOUT: dict[str, Any] = {
         ({"training_due": True, "pending_labels": 6}, 9, "starts at once"),
         ({"pending_labels": 6}, 9, "tried for these labels already"),
         ({"pending_labels": 1}, 1, "at least 3 labelled cases"),
+        ({"pending_labels": 6, "judges": 1}, 9, "was not trained on: label 2 more."),
     ],
 )
 def test_when_a_training_starts(change: dict[str, Any], labelled: int, said: str) -> None:

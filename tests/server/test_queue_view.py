@@ -22,6 +22,10 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.away: set[str] = set()
+        self.of: dict[str, str] = {}
+
+    def patients(self) -> dict[str, str]:
+        return self.of
 
     def is_available(self, image_id: str) -> bool:
         return image_id not in self.away
@@ -115,6 +119,21 @@ def test_the_records_are_parsed_again_only_when_there_are_more(
 def test_labelled_images_are_counted(parts: Parts, store: Any) -> None:
     (store.folder / "a").write_bytes(b"1")
     assert QueueView(parts, store).labelled() == 1
+
+
+def test_who_could_judge_are_patients_that_what_serves_was_not_trained_on(parts: Parts, store: Any) -> None:
+    queue = QueueView(parts, store)
+    for name in "abcde":
+        (store.folder / name).write_bytes(b"1")
+    assert queue.judges() == 5
+    store.of = {"a": "x", "b": "x", "c": "y"}
+    assert queue.judges() == 4
+    run = {"decision": "published", "version": 1, "trained": ["a", "gone"], "patients": {"gone": "y"}}
+    with parts.releases.writing():
+        parts.releases.record(run)
+    assert queue.judges() == 4, "the base serves"
+    parts.releases.champion_version = lambda: 1  # type: ignore[method-assign]
+    assert queue.judges() == 2, "of c's patient another series was trained on, which is gone by now"
 
 
 def test_a_label_that_vanishes_is_no_error(parts: Parts, store: Any) -> None:

@@ -21,6 +21,9 @@ from lib.training.request import RunRequest
 class Store:
     """A datastore with two labelled images."""
 
+    def patients(self) -> dict[str, str]:
+        return {"b": "p1"}
+
     def get_labeled_images(self) -> list[str]:
         return ["b", "a"]
 
@@ -37,7 +40,7 @@ class Store:
 def test_the_labelled_cases_are_those_with_a_final_label() -> None:
     first, second = labelled_cases(Store())
     assert first == CaseFile("a", Path("/studies/a.nii.gz"), Path("/studies/labels/final/a.nii.gz"))
-    assert second.case_id == "b"
+    assert (second.case_id, second.patient) == ("b", "p1")
 
 
 def test_an_image_that_cannot_be_had_costs_that_case_alone() -> None:
@@ -49,7 +52,7 @@ def test_an_image_that_cannot_be_had_costs_that_case_alone() -> None:
 
     away, unusable = training_cases(Away())
     assert (away.problem, away.away) == ("the PACS cannot be reached", True)
-    assert (unusable.problem, unusable.away) == ("slices of two sizes", False)
+    assert (unusable.problem, unusable.away, unusable.patient) == ("slices of two sizes", False, "p1")
 
 
 def test_a_pacs_that_is_away_is_not_asked_for_every_image() -> None:

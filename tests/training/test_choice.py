@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from lib.errors import TrainingError
 from lib.training.choice import (
     MAX_CASES,
+    MAX_READ,
     MAX_SINGLES,
     MIN_GROUPS,
     case_hash,
     choose,
-    group_of,
+    first_held,
+    grouping,
     replayed,
     without_patients_of,
 )
@@ -20,6 +22,7 @@ from lib.training.choice import (
 IDS = st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=40, unique=True)
 FRACTIONS = st.floats(0.05, 0.6)
 PATIENT = r"^(p\d+)_"
+PATIENT_OF = grouping(PATIENT, {})
 
 
 def all_with(ids, *labels):
@@ -50,7 +53,7 @@ def test_no_case_is_both_trained_on_and_judged_by(ids, fraction):
     for fold in choice.folds:
         assert fold
         assert set(fold) < set(choice.training)
-        assert without_patients_of(choice.training, fold, None)
+        assert without_patients_of(choice.training, fold, str)
     assert len(choice.folds) <= MAX_SINGLES
     assert len(choice.judged) == len(set(choice.judged))
 
@@ -178,24 +181,24 @@ def test_the_held_cases_beyond_the_bound_are_not_trained_on():
 
 def test_stacks_of_one_patient_are_never_apart():
     ids = [f"p{number}_{moment}" for number in range(25) for moment in ("ED", "ES")]
-    choice = choose(all_with(ids), ["liver"], 0.2, PATIENT)
-    sides = [{group_of(case, PATIENT) for case in part} for part in (choice.training, choice.validation)]
+    choice = choose(all_with(ids), ["liver"], 0.2, PATIENT_OF)
+    sides = [{PATIENT_OF(case) for case in part} for part in (choice.training, choice.validation)]
     assert sides[0]
     assert sides[1]
     assert not sides[0] & sides[1]
-    few = choose(all_with(ids[:6]), ["liver"], 1e-9, PATIENT)
-    assert [{group_of(case, PATIENT) for case in fold} for fold in few.folds]
+    few = choose(all_with(ids[:6]), ["liver"], 1e-9, PATIENT_OF)
+    assert [{PATIENT_OF(case) for case in fold} for fold in few.folds]
     for fold in few.folds:
-        assert len({group_of(case, PATIENT) for case in fold}) == 1
+        assert len({PATIENT_OF(case) for case in fold}) == 1
         assert len(fold) == 2
 
 
 @pytest.mark.parametrize(("patients", "images"), [(10, 12), (20, 12), (30, 13), (4, 40)])
 def test_many_images_of_a_patient_leave_room_for_other_patients(patients, images):
     ids = [f"p{patient}_{image}" for patient in range(patients) for image in range(images)]
-    choice = choose(all_with(ids), ["liver"], 0.2, PATIENT)
-    judges = {group_of(case, PATIENT) for case in choice.judged}
-    held = {group_of(case, PATIENT) for case in choice.validation}
+    choice = choose(all_with(ids), ["liver"], 0.2, PATIENT_OF)
+    judges = {PATIENT_OF(case) for case in choice.judged}
+    held = {PATIENT_OF(case) for case in choice.validation}
     assert len(judges) >= MIN_GROUPS
     assert held == {f"p{patient}" for patient in range(patients) if case_hash(f"p{patient}") < 0.2}
 
@@ -205,16 +208,16 @@ def test_nobody_is_judged_by_a_model_that_was_trained_on_him(patients, images, r
     ids = [f"p{patient}_{image}" for patient in range(patients) for image in range(images)]
     random.shuffle(ids)
     try:
-        choice = choose(all_with(ids[1:]), ["liver"], 0.2, PATIENT)
+        choice = choose(all_with(ids[1:]), ["liver"], 0.2, PATIENT_OF)
     except TrainingError:
         return
     for fold in choice.folds:
-        kept = without_patients_of(choice.training, fold, PATIENT)
+        kept = without_patients_of(choice.training, fold, PATIENT_OF)
         assert kept
-        judged = {group_of(case, PATIENT) for case in fold}
-        assert not judged & {group_of(case, PATIENT) for case in kept}
-    held = {group_of(case, PATIENT) for case in choice.validation}
-    assert not held & {group_of(case, PATIENT) for case in choice.training}
+        judged = {PATIENT_OF(case) for case in fold}
+        assert not judged & {PATIENT_OF(case) for case in kept}
+    held = {PATIENT_OF(case) for case in choice.validation}
+    assert not held & {PATIENT_OF(case) for case in choice.training}
 
 
 def test_a_patient_one_stack_of_whom_was_trained_on_does_not_validate_with_the_other():
@@ -223,7 +226,7 @@ def test_a_patient_one_stack_of_whom_was_trained_on_does_not_validate_with_the_o
         all_with([f"{patient}_ED", f"{patient}_ES", *above(0.2, 4)]),
         ["liver"],
         0.2,
-        PATIENT,
+        PATIENT_OF,
         trained_before=[f"{patient}_ED"],
     )
     assert f"{patient}_ES" in choice.training
@@ -234,14 +237,28 @@ def test_a_patient_one_stack_of_whom_was_trained_on_does_not_validate_with_the_o
     [("p7_ED", PATIENT, "p7"), ("other", PATIENT, "other"), ("p7_ED", None, "p7_ED"), ("_x", "^(a?)_", "_x")],
 )
 def test_the_patient_is_the_group_of_the_pattern(case_id, patient, expected):
-    assert group_of(case_id, patient) == expected
+    assert grouping(patient, {})(case_id) == expected
+
+
+def test_whom_a_case_is_of_is_better_known_to_the_datastore_than_told_by_its_id():
+    group_of = grouping(PATIENT, {"p7_ED": "x", "1.2.3": "x"})
+    assert [group_of(case) for case in ("p7_ED", "1.2.3", "p7_ES", "1.2.4")] == ["x", "x", "p7", "1.2.4"]
+
+
+def test_of_the_cases_that_could_judge_so_many_are_read_of_as_many_patients_as_there_are():
+    ids = [f"p{patient}_{image}" for patient in range(4) for image in range(40)]
+    first = first_held(ids, PATIENT_OF)
+    assert (len(first), first <= set(ids)) == (MAX_READ, True)
+    assert {PATIENT_OF(case) for case in first} == {"p0", "p1", "p2", "p3"}
+    assert first_held(ids[::-1], PATIENT_OF) == first
+    assert first_held(ids[:MAX_READ], PATIENT_OF) == set(ids[:MAX_READ])
 
 
 @pytest.mark.parametrize("ids", [[], ["only"], ["one", "two"], ["p1_ED", "p1_ES", "p2_ED", "p2_ES"]])
 def test_what_the_gate_could_never_publish_is_not_begun(ids):
-    count = len({group_of(case, PATIENT) for case in ids})
+    count = len({PATIENT_OF(case) for case in ids})
     with pytest.raises(TrainingError, match=f"at least {MIN_GROUPS} patients or cases, found {count}"):
-        choose(all_with(ids), ["liver"], 0.2, PATIENT)
+        choose(all_with(ids), ["liver"], 0.2, PATIENT_OF)
 
 
 @pytest.mark.parametrize(("held", "new"), [(0, 0), (0, 2), (2, 0), (1, 1)])

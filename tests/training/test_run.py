@@ -19,6 +19,7 @@ from lib.model.adapter_io import load_adapter
 from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
 from lib.training import choice, judging, run, shelf, teaching
 from lib.training.cases import CaseFile, label_digest
+from lib.training.gate import decide
 from lib.training.learner import Learner
 from lib.training.loop import TrainResult
 from lib.training.pending import pending_labels
@@ -246,6 +247,50 @@ def test_of_many_old_cases_a_run_looks_at_some(go, many_cases, write_case, scrip
     assert new.case_id in looked_at
     assert second.not_replayed == len(learned) - 2
     assert set(second.label_digests) == {case.case_id for case in many_cases}, "all of them count as seen"
+
+
+def test_of_the_cases_that_could_judge_a_run_reads_some_and_those_that_did(
+    go, many_cases, write_case, scripted, monkeypatch
+):
+    monkeypatch.setattr(choice, "MAX_CASES", 3)
+    monkeypatch.setattr(choice, "MAX_READ", 1)
+    files = [write_case(case) for case in many_cases]
+    scripted(*([0.5, 0.6, 0.6, 0.6] * 2))
+    first = go(files)
+    assert (len(first.validated), len(first.held_back)) == (3, 2)
+    new = write_case(many_cases[int(first.trained[0].removeprefix("case"))])
+    new.label.write_bytes(files[0].label.read_bytes())
+    looked_at = []
+    load = shelf.load_case
+    monkeypatch.setattr(
+        shelf, "load_case", lambda file, labels: looked_at.append(file.case_id) or load(file, labels)
+    )
+    second = go(files)
+    assert set(first.validated) <= set(looked_at)
+    assert len(set(first.held_back) & set(looked_at)) == 1
+    assert second.not_replayed == 1
+
+
+def test_series_of_one_patient_are_never_apart(go, cases, write_case, scripted, releases, monkeypatch):
+    """Their ids say nothing of it, as over a PACS; not even when those that were trained on are gone."""
+    whose = dict(zip(["case0", "case1", "case2", "case3"], ["p1", "p1", "p2", "p3"], strict=True))
+    files = [replace(write_case(case), patient=whose[case.case_id]) for case in cases]
+    groups = []
+    monkeypatch.setattr(judging, "decide", lambda *given: groups.append(given[-1].group_of) or decide(*given))
+    scripted(0.5, *(0.6,) * 9)
+    record = go(files, settings(validation_fraction=1e-9))
+    assert record.decision == "published"
+    assert ("case0", "case1") in {tuple(sorted(fold)) for fold in record.left_out}
+    assert record.patients == whose
+    assert {groups[0](case) for case in whose} == {"p1", "p2", "p3"}
+    others = [
+        replace(file, case_id=f"new{number}", patient=f"p{number + 8}")
+        for number, file in enumerate(files[1:])
+    ]
+    again = replace(files[0], case_id="again")
+    scripted(0.5, *(0.7,) * 9)
+    later = go([again, *others], settings(validation_fraction=1e-9))
+    assert {*itertools.chain(*later.left_out), *later.validated} == {"new0", "new1", "new2"}
 
 
 def test_a_stop_is_heard_while_cases_are_read(go, files, releases):

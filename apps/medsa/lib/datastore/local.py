@@ -103,6 +103,10 @@ class MedsaDatastore(LocalDatastore):
         """Whether the image is here, and need not come from elsewhere."""
         return True
 
+    def patients(self) -> dict[str, str]:
+        """Whom each image is of, by image; nothing of those that the datastore cannot tell apart."""
+        return {}
+
     def is_available(self, image_id: str) -> bool:
         """Whether the image can be had now, as far as is known."""
         return True

@@ -12,7 +12,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from lib.datastore.local import ARRIVED, FINAL, LABEL_SUFFIX, MedsaDatastore
 from lib.datastore.outbox import Outbox, Parcel
 from lib.datastore.series_folder import IMAGE_SUFFIX, SeriesFolder
 from lib.dicom.grid import SeriesGrid
+from lib.dicom.pacs import SeriesEntry
 from lib.dicom.seg_reader import read_segments, referenced_series
 from lib.dicom.seg_writer import LabelCode, SegOrigin, write_seg
 from lib.errors import InputError, LabelError, NotFoundError, PacsError, PacsUnreachableError, VolumeError
@@ -62,6 +63,7 @@ class PacsDatastore(MedsaDatastore):
             self._take,
         )
         self.problem: str | None = None
+        self._patients: dict[str, str] = {}
         self.knock = threading.Event()
         self.watched = False
         self._looking = FileLock(series.root / "pacs.lock", thread_local=False)
@@ -116,6 +118,10 @@ class PacsDatastore(MedsaDatastore):
     def is_fetched(self, image_id: str) -> bool:
         """Whether the volume lies in the folder."""
         return self.series.is_fetched(image_id)
+
+    def patients(self) -> dict[str, str]:
+        """Whom each series is of, as its PatientID tells them apart, else its study."""
+        return self._patients
 
     def is_available(self, image_id: str) -> bool:
         """Whether the volume lies there, or the PACS answers."""
@@ -271,12 +277,20 @@ class PacsDatastore(MedsaDatastore):
 
     def _images_found(self) -> dict[str, str]:
         """All that is listed, fetched or not; what was fetched and is not listed any more is not offered."""
-        return dict.fromkeys(sorted(self.series.entries()), IMAGE_SUFFIX)
+        entries = self.series.entries()
+        self._patients = _patients_of(entries.values())
+        return dict.fromkeys(sorted(entries), IMAGE_SUFFIX)
 
     def _signatures_of(self, images: Mapping[str, str]) -> dict[str, str]:
         """A series may grow; what was fetched is made anew then."""
         entries = self.series.entries()
         return {image: f"{entries[image].instances} instances" for image in images if image in entries}
+
+
+def _patients_of(entries: Collection[SeriesEntry]) -> dict[str, str]:
+    """By series. A PatientID that all have was put there to hide who they are: then studies are told apart."""
+    tells = len({entry.patient for entry in entries} - {""}) > 1
+    return {entry.series: entry.patient if tells and entry.patient else entry.study for entry in entries}
 
 
 def _on_grid(grid: SeriesGrid) -> Volume:

@@ -47,7 +47,8 @@ Action = Literal["train", "score"]
 class Situation:
     """All that decides what to start.
 
-    `labelled` counts labels, `pending` those that no finished training has seen; `unscored` are case ids,
+    `judges` counts the patients that a training could be judged by, `pending` the labels that no finished one has seen;
+    `unscored` are case ids,
     `tried` those of the last scoring that was started, so that one that makes no headway is not started for ever.
     `idle_minutes` are those since the newest pending label was saved, `idle_after` how many start a run (0: none do).
     """
@@ -56,7 +57,7 @@ class Situation:
     scoring: bool
     auto_train: bool
     train_after: int
-    labelled: int
+    judges: int
     pending: int
     may_start: bool
     unscored: tuple[str, ...]
@@ -66,9 +67,9 @@ class Situation:
 
 
 def training_is_due(situation: Situation) -> bool:
-    """Whether the queue is long enough, or has waited, and has a start left, and a run would find enough cases."""
+    """Whether the queue is long enough, or has waited, and has a start left, and a run could be judged."""
     waits = situation.pending >= situation.train_after or _is_idle(situation)
-    return waits and situation.labelled >= MIN_GROUPS and situation.auto_train and situation.may_start
+    return waits and situation.judges >= MIN_GROUPS and situation.auto_train and situation.may_start
 
 
 def _is_idle(situation: Situation) -> bool:
@@ -119,7 +120,7 @@ class Housekeeping:
             scoring=is_active("scoring"),
             auto_train=training.auto_train,
             train_after=training.train_after,
-            labelled=self._queue.labelled(),
+            judges=self._queue.judges(),
             pending=len(pending),
             may_start=self.attempts.may_start(pending),
             unscored=self._queue.unscored(),
@@ -229,6 +230,7 @@ def status(parts: Parts, housekeeping: Housekeeping) -> dict[str, Any]:
     return {
         "task": parts.settings.task.name,
         "pending_labels": situation.pending,
+        "judges": situation.judges,
         "train_after": situation.train_after,
         "auto_train": situation.auto_train,
         "train_idle_minutes": situation.idle_after,

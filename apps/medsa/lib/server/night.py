@@ -59,7 +59,7 @@ class Night:
             return False
         begun, labels = self.nights.begun(now), self._queue.digests()
         usual = minutes_of(timedelta(hours=self.nights.max_hours), len(labels))
-        reason = _nothing_to_do(labels, self._queue.records(), usual)
+        reason = _nothing_to_do(labels, self._queue.judges(), self._queue.records(), usual)
         if reason is not None:
             log.info("no retraining tonight: %s", reason)
             self._file.note_over(begun)
@@ -95,9 +95,11 @@ class Night:
             log.exception("looking after the night's retraining failed; it is tried again")
 
 
-def _nothing_to_do(labels: dict[str, str], records: list[dict[str, Any]], usual: float) -> str | None:
-    if len(labels) < MIN_GROUPS:
-        return f"{len(labels)} labels, at least {MIN_GROUPS} are needed"
+def _nothing_to_do(
+    labels: dict[str, str], judges: int, records: list[dict[str, Any]], usual: float
+) -> str | None:
+    if judges < MIN_GROUPS:
+        return f"{judges} patients or cases that what serves was not trained on, at least {MIN_GROUPS} are needed"
     if not is_news(labels, records, usual):
         return "the labels are those of the last full training"
     return None

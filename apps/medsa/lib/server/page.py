@@ -170,6 +170,11 @@ def when_it_starts(
         return "A training is due and starts at once."
     if labelled < MIN_GROUPS:
         return f"A training needs at least {MIN_GROUPS} labelled cases."
+    if about["judges"] < MIN_GROUPS:
+        return (
+            f"A training is judged by {MIN_GROUPS} patients or cases that the serving version was not trained on: "
+            f"label {MIN_GROUPS - about['judges']} more."
+        )
     if pending >= wanted:
         return "It was tried for these labels already; a new label or somebody who asks starts the next training."
     text = f"A training starts with {wanted} new labels, {wanted - pending} more."

@@ -7,19 +7,32 @@ not held while a file is read, and the entries, which are only replaced. Losing 
 import threading
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.errors import NotFoundError
+from lib.errors import AdapterError, NotFoundError
 from lib.scoring.survey import stamp_of
 from lib.scoring.sweep import to_score
 from lib.server.parts import Parts
 from lib.trainers.medsa_trainer import FINAL
 from lib.training.account import Entry, explain
+from lib.training.ancestry import patients_in, seen_by
 from lib.training.cases import label_digest
+from lib.training.choice import grouping
 from lib.training.pending import pending_labels
 
 Signature = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """The cases that `champion` was trained on, and whom those of all trainings are of, as `records` say."""
+
+    records: list[dict[str, Any]]
+    champion: int
+    cases: set[str]
+    patients: dict[str, str]
 
 
 class QueueView:
@@ -29,6 +42,7 @@ class QueueView:
         self._parts, self._store = parts, store
         self._lock = threading.Lock()
         self._digests: dict[Path, tuple[Signature, str]] = {}
+        self._known: _Learned | None = None
         self._entries: tuple[list[dict[str, Any]], tuple[Entry, ...]] | None = None
 
     def pending(self) -> dict[str, str]:
@@ -60,6 +74,14 @@ class QueueView:
         """How many images have a final label."""
         return len(self._store.get_labeled_images())
 
+    def judges(self) -> int:
+        """How many patients a training could be judged by: those that what serves was not trained on."""
+        past = self._learned()
+        known = {**past.patients, **self._store.patients()}
+        group_of = grouping(self._parts.settings.task.patient, known)
+        seen = {group_of(case) for case in past.cases}
+        return len({group_of(case) for case in self._store.get_labeled_images()} - seen)
+
     def records(self) -> list[dict[str, Any]]:
         """The records of all runs, oldest first; not to be changed."""
         return self._parts.releases.records()
@@ -82,6 +104,15 @@ class QueueView:
     def look_again(self) -> None:
         """Has the datastore list its images anew, where nobody tells it of a change, as on a network's share."""
         self._store.refresh()
+
+    def _learned(self) -> "_Learned":
+        records, champion, known = self.records(), 0, self._known
+        with suppress(AdapterError):  # a training will say so
+            champion = self._parts.releases.champion_version()
+        if known is None or known.records is not records or known.champion != champion:
+            cases, patients = seen_by(records, champion), patients_in(records)
+            known = self._known = _Learned(records, champion, cases, patients)
+        return known
 
     def _digest(self, label: Path) -> str | None:
         try:

@@ -58,17 +58,18 @@ def labelled_cases(datastore: Any) -> list[CaseFile]:
 
     A PACS that is away is asked for a few images and not for all of them: each time takes seconds.
     """
-    found, unreachable = [], 0
+    found, unreachable, patients = [], 0, datastore.patients()
     for case_id in sorted(datastore.get_labeled_images()):
-        label = Path(datastore.get_label_uri(case_id, FINAL))
+        label, patient = Path(datastore.get_label_uri(case_id, FINAL)), patients.get(case_id)
         try:
             if unreachable >= MOST_UNREACHABLE and not datastore.is_fetched(case_id):
                 raise PacsUnreachableError("the PACS cannot be reached")
-            found.append(CaseFile(case_id, Path(datastore.get_image_uri(case_id)), label))
+            image = Path(datastore.get_image_uri(case_id))
+            found.append(CaseFile(case_id, image, label, patient=patient))
         except (PacsError, VolumeError) as error:
             unreachable += isinstance(error, PacsUnreachableError)
             away = isinstance(error, PacsError)
-            found.append(CaseFile(case_id, Path(), label, problem=str(error), away=away))
+            found.append(CaseFile(case_id, Path(), label, problem=str(error), away=away, patient=patient))
     return found
 
 

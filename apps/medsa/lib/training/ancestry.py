@@ -35,6 +35,11 @@ def seen_by(records: Records, version: int) -> set[str]:
     return {case for record in made_by(records, version) for case in record.get("trained", ())}
 
 
+def patients_in(records: Records) -> dict[str, str]:
+    """Whom the cases that were trained on are of, as the datastore said then: they may be gone from it by now."""
+    return {case: patient for record in records for case, patient in record.get("patients", {}).items()}
+
+
 def trained_labels(records: Records, version: int, labels: Iterable[str]) -> tuple[str, ...]:
     """Those of `labels` that occurred in a training case of `version` or of one it was trained on top of.
 

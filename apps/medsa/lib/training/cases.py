@@ -17,7 +17,8 @@ from lib.volume import Volume, load_label, load_volume
 class CaseFile:
     """One labelled image of the datastore, and what its annotator had marked, by label name ("" for none).
 
-    `problem` says why the image cannot be had, if so; where it is `away` it may be had another time.
+    `problem` says why the image cannot be had, if so; where it is `away` it may be had another time. `patient` tells
+    whom it is of, None where the datastore does not know.
     """
 
     case_id: str
@@ -26,6 +27,7 @@ class CaseFile:
     recorded: Mapping[str, PromptSet] = field(default_factory=dict)
     problem: str | None = None
     away: bool = False
+    patient: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,13 @@ from typing import Literal
 from lib.errors import TrainingError, UnjudgedError
 
 Method = Literal["held out", "leave one out"]
+GroupOf = Callable[[str], str]  # a case's patient, or the case itself
 # Fewer patients than this cannot show that a label is better: the least of two changes is above 0 by chance too often.
 MIN_GROUPS = 3
 # Bounds the time that a decision takes.
 MAX_CASES = 12
+# Of the cases that an incremental run could be judged by, and that never judged one, so many are read to choose from.
+MAX_READ = 3 * MAX_CASES
 # So few are left out one by one, more in two halves. The folds share the time of one training: from half of the labels
 # a model learns enough to be judged, in a quarter of the time it does not.
 MAX_SINGLES, HALVES = 3, 2
@@ -48,10 +51,19 @@ class Choice:
         return "leave one out" if self.folds else "held out"
 
 
-def group_of(case_id: str, patient: str | None) -> str:
-    """The patient in a case's id: the first group of the regular expression `patient`; the id where it says nothing."""
-    match = re.search(patient, case_id) if patient is not None else None
-    return match[1] if match is not None and match[1] else case_id
+def grouping(pattern: str | None, known: Mapping[str, str]) -> GroupOf:
+    """Tells a case's patient: as `known` has it, else the first group of the regular expression `pattern` in its id.
+
+    It is the id itself where neither says anything.
+    """
+
+    def group_of(case_id: str) -> str:
+        if case_id in known:
+            return known[case_id]
+        match = re.search(pattern, case_id) if pattern is not None else None
+        return match[1] if match is not None and match[1] else case_id
+
+    return group_of
 
 
 def case_hash(name: str) -> float:
@@ -64,7 +76,7 @@ def choose(
     labels_of: Mapping[str, Collection[str]],
     expected: Collection[str],
     fraction: float,
-    patient: str | None = None,
+    group_of: GroupOf = str,
     trained_before: Collection[str] = (),
 ) -> Choice:
     """Sorts usable cases, given by id with the labels that they hold.
@@ -76,32 +88,28 @@ def choose(
     fewer than MIN_GROUPS patients to compare by, UnjudgedError where no case has an expected label: such a run could
     publish nothing.
     """
-    ordered = sorted(labels_of, key=lambda case: (case_hash(group_of(case, patient)), case))
-    groups = {group_of(case, patient) for case in ordered}
+    ordered = sorted(labels_of, key=lambda case: (case_hash(group_of(case)), case))
+    groups = {group_of(case) for case in ordered}
     if len(groups) < MIN_GROUPS:
         raise TrainingError(
             f"training needs usable labels of at least {MIN_GROUPS} patients or cases, found {len(groups)}"
         )
-    seen = {group_of(case, patient) for case in trained_before}
-    held = [
-        case
-        for case in ordered
-        if (group := group_of(case, patient)) not in seen and case_hash(group) < fraction
-    ]
+    seen = {group_of(case) for case in trained_before}
+    held = [case for case in ordered if (group := group_of(case)) not in seen and case_hash(group) < fraction]
     training = tuple(case for case in ordered if case not in held)
     if not training:
         raise TrainingError(
             "no case is left to train on: all validate, by the hash of their names; label one more"
         )
-    validation = _bounded(held, labels_of, expected, patient)
+    validation = _bounded(held, labels_of, expected, group_of)
     held_back = tuple(case for case in held if case not in validation)
-    enough = len({group_of(case, patient) for case in validation}) >= MIN_GROUPS
+    enough = len({group_of(case) for case in validation}) >= MIN_GROUPS
     if enough and set(expected) <= _labels(validation, labels_of):
         return Choice(training, validation, held_back=held_back)
-    unseen = [case for case in training if group_of(case, patient) not in seen]
-    folds = _folds(_bounded(unseen, labels_of, expected, patient), training, patient)
+    unseen = [case for case in training if group_of(case) not in seen]
+    folds = _folds(_bounded(unseen, labels_of, expected, group_of), training, group_of)
     chosen = Choice(training, validation, folds, held_back)
-    judges = {group_of(case, patient) for case in chosen.judged}
+    judges = {group_of(case) for case in chosen.judged}
     if len(judges) < MIN_GROUPS:
         others = (
             "the serving version was trained on the others" if seen else "the others are to be trained on"
@@ -120,7 +128,7 @@ def choose(
 
 
 def replayed(cases: Collection[str], learned: Callable[[str], bool], most: int, seed: int) -> set[str]:
-    """The cases that an incremental run looks at: all that was not learned before, and at most `most` others by lot.
+    """All of `cases` that were not learned before, and at most `most` others by lot.
 
     Time and disk of a run must not grow with all that was ever learned.
     """
@@ -129,51 +137,55 @@ def replayed(cases: Collection[str], learned: Callable[[str], bool], most: int, 
     return (set(cases) - set(others)) | set(drawn)
 
 
+def first_held(cases: Collection[str], group_of: GroupOf) -> set[str]:
+    """Of `cases` that could judge, and of which most are not needed, those to be read: they must not grow either."""
+    ordered = sorted(cases, key=lambda case: (case_hash(group_of(case)), case))
+    return set(_patient_by_patient(ordered, group_of)[:MAX_READ])
+
+
 def _labels(cases: Iterable[str], labels_of: Mapping[str, Collection[str]]) -> set[str]:
     return {label for case in cases for label in labels_of[case]}
 
 
-def without_patients_of(cases: Iterable[str], fold: Iterable[str], patient: str | None) -> tuple[str, ...]:
+def without_patients_of(cases: Iterable[str], fold: Iterable[str], group_of: GroupOf) -> tuple[str, ...]:
     """Those of `cases` that are of other patients than all of `fold`: who is judged by must not be trained on."""
-    left_out = {group_of(case, patient) for case in fold}
-    return tuple(case for case in cases if group_of(case, patient) not in left_out)
+    left_out = {group_of(case) for case in fold}
+    return tuple(case for case in cases if group_of(case) not in left_out)
 
 
 def _bounded(
     held: list[str],
     labels_of: Mapping[str, Collection[str]],
     expected: Collection[str],
-    patient: str | None,
+    group_of: GroupOf,
 ) -> tuple[str, ...]:
     """At most MAX_CASES of them, of as many patients as there are: of every label the first few, then of all."""
     chosen: list[str] = []
     for label in sorted(expected):
-        with_it = _patient_by_patient([case for case in held if label in labels_of[case]], patient)
+        with_it = _patient_by_patient([case for case in held if label in labels_of[case]], group_of)
         chosen += [case for case in with_it[:MIN_GROUPS] if case not in chosen]
-    others = [case for case in _patient_by_patient(held, patient) if case not in chosen]
+    others = [case for case in _patient_by_patient(held, group_of) if case not in chosen]
     chosen += others[: max(0, MAX_CASES - len(chosen))]
     return tuple(case for case in held if case in chosen)
 
 
-def _patient_by_patient(cases: Sequence[str], patient: str | None) -> list[str]:
+def _patient_by_patient(cases: Sequence[str], group_of: GroupOf) -> list[str]:
     """A first case of every patient, then a second of those that have one, and so on."""
     rounds: list[tuple[int, str]] = []
     taken: Counter[str] = Counter()
     for case in cases:
-        group = group_of(case, patient)
+        group = group_of(case)
         rounds.append((taken[group], case))
         taken[group] += 1
     return [case for _, case in sorted(rounds, key=lambda one: one[0])]
 
 
 def _folds(
-    unseen: Sequence[str], training: tuple[str, ...], patient: str | None
+    unseen: Sequence[str], training: tuple[str, ...], group_of: GroupOf
 ) -> tuple[tuple[str, ...], ...]:
     """Patients dealt to folds in turn; none where nothing would be left to train on."""
-    groups = list(dict.fromkeys(group_of(case, patient) for case in unseen))
+    groups = list(dict.fromkeys(group_of(case) for case in unseen))
     count = len(groups) if len(groups) <= MAX_SINGLES else HALVES
     place = {group: number % count for number, group in enumerate(groups)} if count else {}
-    folds = tuple(
-        tuple(case for case in unseen if place[group_of(case, patient)] == fold) for fold in range(count)
-    )
-    return tuple(fold for fold in folds if without_patients_of(training, fold, patient))
+    folds = tuple(tuple(case for case in unseen if place[group_of(case)] == fold) for fold in range(count))
+    return tuple(fold for fold in folds if without_patients_of(training, fold, group_of))

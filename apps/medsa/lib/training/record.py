@@ -20,13 +20,13 @@ class RunRecord:
 
     `champion` served when the run began, `kind`, `trigger`, `start` and `minutes` are those of its RunRequest,
     `version` is the published one. `label_digests` has every label that was offered, skipped ones too. `trained_labels`
-    are the labels in the cases of `trained`. Of the cases that decided `validated` were never trained on, and each part
-    of `left_out` was judged by a model trained without it (`method` "leave one out"); `held_back` are of patients who
-    validate, and were not needed; `not_replayed` counts labels that an incremental run did not look at. `scores` has
-    one entry per object of those, before and after. `suspicious` labels were used, and should be looked at. `half_way`:
-    what was published is the mean of the weights before and after training. `resumed` is the step of the checkpoint
-    that it went on from (0: none), `events` are what was not planned. `view` and `code_version` say under which
-    circumstances the scores hold.
+    are the labels in the cases of `trained`, `patients` whom these are of, as far as the datastore knows. Of the cases
+    that decided `validated` were never trained on, and each part of `left_out` was judged by a model trained without it
+    (`method` "leave one out"); `held_back` are of patients who validate, and were not needed; `not_replayed` counts
+    labels that an incremental run did not look at. `scores` has one entry per object of those, before and after.
+    `suspicious` labels were used, and should be looked at. `half_way`: what was published is the mean of the weights
+    before and after training. `resumed` is the step of the checkpoint that it went on from (0: none), `events` are what
+    was not planned. `view` and `code_version` say under which circumstances the scores hold.
     """
 
     decision: str
@@ -46,6 +46,7 @@ class RunRecord:
     not_replayed: int = 0
     method: str = "held out"
     trained_labels: tuple[str, ...] = ()
+    patients: Mapping[str, str] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
     scores: Mapping[str, tuple[ObjectScore, ...]] = field(default_factory=dict)
     steps: int = 0

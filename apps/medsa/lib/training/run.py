@@ -34,14 +34,15 @@ from lib.memory import keep_freed_memory
 from lib.model.adapter_io import AdapterConfig, save_adapter
 from lib.model.medsa import MedSA
 from lib.settings import Settings
-from lib.training.ancestry import known_scores, seen_by, trained_labels
+from lib.training.ancestry import known_scores, patients_in, seen_by, trained_labels
 from lib.training.cases import CaseFile, Skipped, label_digest
 from lib.training.checkpoint import CheckpointFile, remove_parts
 from lib.training.choice import (
     MIN_GROUPS,
     Choice,
     choose,
-    group_of,
+    first_held,
+    grouping,
     replayed,
     without_patients_of,
 )
@@ -185,6 +186,7 @@ class _Run:
             code_version=here.code_version,
             view=here.view_digest,
         )
+        self.group_of = grouping(here.settings.task.patient, {})
         self.progress = ProgressFile(here.state, os.getpid(), started, 0)
         self.tracked = Tracked({}, time.time)
 
@@ -303,8 +305,7 @@ class _Run:
         for number, fold in enumerate(choice.folds, 1):
             name = f"leave-one-out, fold {number} of {len(choice.folds)}"
             with self._stage(name):
-                patient = self.here.settings.task.patient
-                kept = without_patients_of(choice.training, fold, patient)
+                kept = without_patients_of(choice.training, fold, self.group_of)
                 others = [case for case in prepared if case.case_id in kept]
                 folds, left = len(choice.folds), len(choice.folds) - number + 1
                 on_progress = partial(self._on_fold_progress, name)
@@ -326,13 +327,7 @@ class _Run:
         shelf: Shelf,
     ) -> Judge:
         training = self.here.settings.training
-        patient = self.here.settings.task.patient
-        rules = Rules(
-            training.gate_margin,
-            training.gate_confidence,
-            training.seed,
-            lambda case_id: group_of(case_id, patient),
-        )
+        rules = Rules(training.gate_margin, training.gate_confidence, training.seed, self.group_of)
         return Judge(model, self.view, before, self._expected(shelf), rules, start, self.here.between_cases)
 
     def _note_verdict(self, verdict: Verdict) -> None:
@@ -378,6 +373,9 @@ class _Run:
         away = {file.case_id for file in files if file.away}
         waiting = away & set(pending_labels(digests, self.releases.records()))
         self._note(label_digests={case: digest for case, digest in digests.items() if case not in waiting})
+        patients = {file.case_id: file.patient for file in files if file.patient is not None}
+        known = {**patients_in(self.releases.records()), **patients}
+        self.group_of = grouping(self.here.settings.task.patient, known)
         taken = self._taken(files)
         shelf, skipped = Shelf.of(taken, self.view.labels, self.here.between_cases)
         self._note(skipped=tuple(skipped), not_replayed=len(files) - len(taken))
@@ -394,25 +392,27 @@ class _Run:
             held_back=choice.held_back,
             method=choice.method,
             trained_labels=self._in_order(shelf.occurring(choice.training)),
+            patients={case: patients[case] for case in choice.training if case in patients},
         )
         return shelf, choice
 
     def _taken(self, files: Sequence[CaseFile]) -> list[CaseFile]:
-        """What the run looks at: all, but for learned cases of an incremental run where there are very many."""
+        """What the run looks at: all, but for known cases of an incremental run where there are very many."""
         if self.here.request.kind == "full":
             return list(files)
         records, training = self.releases.records(), self.here.settings.training
-        patient, seen = self.here.settings.task.patient, seen_by(records, self.record.champion)
-        known = {group_of(case, patient) for case in seen}
-
+        known = {self.group_of(case) for case in seen_by(records, self.record.champion)}
+        judged = {case for record in records for case in record.get("validated", ())}
         new = self._new_cases()
 
         def learned(case: str) -> bool:
-            return case not in new and group_of(case, patient) in known
+            return case not in new and self.group_of(case) in known
 
         # Others in each run; the same ones in one that goes on after a stop.
         seed = training.seed + sum(record.get("decision") != "stopped" for record in records)
-        cases = [file.case_id for file in files]
+        cases = {file.case_id for file in files}
+        held = {case for case in cases - new - judged if not learned(case)}
+        cases -= held - first_held(held, self.group_of)
         chosen = replayed(cases, learned, training.replayed_cases, seed)
         return [file for file in files if file.case_id in chosen]
 
@@ -422,8 +422,8 @@ class _Run:
     def _choose(self, shelf: Shelf) -> Choice:
         seen = seen_by(self.releases.records(), self.record.champion)
         settings = self.here.settings
-        fraction, patient = settings.training.validation_fraction, settings.task.patient
-        return choose(shelf.labels_of, self._expected(shelf), fraction, patient, seen)
+        fraction = settings.training.validation_fraction
+        return choose(shelf.labels_of, self._expected(shelf), fraction, self.group_of, seen)
 
     def _expected(self, shelf: Shelf) -> tuple[str, ...]:
         """The labels to be judged: those that occur, and those that the serving version has learned."""
