@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ GATE_MARGIN = 0.9
 TASK = "object"
 PATIENCE_S = 600.0
 TAKEN_BACK, NEWEST = 4, 2
-LAST_STAGE = "looking for labels that do not fit"  # publishing comes after it
+LAST_STAGE = "looking for labels that do not fit"  # the last one that a run names; publishing comes after it
 
 
 @dataclass
@@ -62,32 +62,37 @@ class Kills:
     stages: Counter[str] = field(default_factory=Counter)
 
 
-def kill_figures(work: Path, kills: int) -> list[Figure]:
-    """Trains again and again, killed each time, every other time while it ends; looks at all versions after each kill.
+Wait = Callable[["subprocess.Popen[bytes]", Path], None]
 
-    A version that serves is taken back after every fourth kill, so that later runs have something to publish. The last
-    run is left alone.
+
+def kill_figures(work: Path, kills: int) -> list[Figure]:
+    """Trains again and again, killed each time; looks at all versions after each kill.
+
+    A third of the kills come at any time, a third near the end, a third while a version is published. A version that
+    serves is taken back after every fourth kill, so that later runs have something to publish. The last run is left
+    alone.
     """
     studies, state = work / "studies", work / "state"
     make_studies(studies)
     base, sha256 = _base()
     rng, seen = random.Random(SEED), Kills()
-    whole, end = _lengths(studies, state)
+    waits: tuple[Wait, ...] = (_wait_not_at_all, _wait_for_the_end, _wait_for_publishing)
+    moments = [(wait, _length(studies, state, wait)) for wait in waits]
     while seen.kills < kills:
         process = start(studies, state)
-        wait = _wait_for_the_end if seen.kills % 2 else _wait_not_at_all
+        wait, length = moments[seen.kills % len(moments)]
         wait(process, state)
         try:
-            process.wait(timeout=rng.uniform(0.0, 1.1 * (end if seen.kills % 2 else whole)))
+            process.wait(timeout=rng.uniform(0.0, 1.1 * length))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             seen.kills += 1
-            seen.stages[_stage(process, state)] += 1
+            seen.stages[_stage(process, state, wait is _wait_for_publishing)] += 1
         _look(seen, state, base, sha256)
         if seen.kills % TAKEN_BACK == 0:
-            Releases(state).rollback(0, datetime.now(UTC).isoformat(timespec="seconds"), "benchmark")
-    _lengths(studies, state)
+            _take_back(state)
+    _length(studies, state, _wait_not_at_all)
     _look(seen, state, base, sha256)
     seen.stray = [path.name for path in strays(state)]
     _count(seen, state)
@@ -156,37 +161,51 @@ def strays(state: Path) -> Iterator[Path]:
     yield from (state / "checkpoints").glob("*")
 
 
-def _lengths(studies: Path, state: Path) -> tuple[float, float]:
-    """How many seconds a run takes that nobody kills, and its end alone. Raises RuntimeError when it fails."""
-    started = time.monotonic()
+def _length(studies: Path, state: Path, wait: Wait) -> float:
+    """How many seconds a run that nobody kills takes from `wait` to its decision. Raises RuntimeError when it fails."""
+    _take_back(state)
     process = start(studies, state)
-    _wait_for_the_end(process, state)
-    ending = time.monotonic()
+    wait(process, state)
+    begun = time.monotonic()
+    _wait_until(process, lambda: _stage(process, state) in ("published", "refused"))
+    length = time.monotonic() - begun
     if process.wait(timeout=PATIENCE_S) != 0:
         raise RuntimeError(f"a training that nobody killed ended with {process.returncode}")
-    return time.monotonic() - started, time.monotonic() - ending
+    return length
+
+
+def _take_back(state: Path) -> None:
+    Releases(state).rollback(0, datetime.now(UTC).isoformat(timespec="seconds"), "benchmark")
 
 
 def _wait_for_the_end(process: "subprocess.Popen[bytes]", state: Path) -> None:
     """Until `process` is at what comes before publishing, or over."""
-    deadline = time.monotonic() + PATIENCE_S
-    while process.poll() is None and time.monotonic() < deadline:
-        progress = read_progress(state)
-        if progress.get("status") == LAST_STAGE and progress.get("pid") == process.pid:
-            return
-        time.sleep(0.005)
+    _wait_until(process, lambda: _stage(process, state) == LAST_STAGE)
+
+
+def _wait_for_publishing(process: "subprocess.Popen[bytes]", state: Path) -> None:
+    """Until the version's folder is being written, or the run is over."""
+    # What an earlier kill left there is removed when a run begins.
+    writes = (state / "releases").glob
+    _wait_until(process, lambda: _stage(process, state) == LAST_STAGE and any(writes(".tmp-*")))
 
 
 def _wait_not_at_all(process: "subprocess.Popen[bytes]", state: Path) -> None:
     """A kill may come at once."""
 
 
-def _stage(process: "subprocess.Popen[bytes]", state: Path) -> str:
-    """What `process` was at, or just over with."""
+def _wait_until(process: "subprocess.Popen[bytes]", holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while process.poll() is None and time.monotonic() < deadline and not holds():
+        time.sleep(0.001)
+
+
+def _stage(process: "subprocess.Popen[bytes]", state: Path, publishes: bool = False) -> str:
+    """What `process` was at, or just over with; after the last stage that has a name it `publishes`."""
     progress = read_progress(state)
     if progress.get("pid") != process.pid:
         return "starting"
-    if progress.get("status") == LAST_STAGE:
+    if publishes and progress.get("status") == LAST_STAGE:
         return "publishing"
     return str(progress.get("status")).split(":")[0].split(";")[0]
 
