@@ -67,34 +67,31 @@ FACTS: dict[str, Any] = {
     "validated": ["a"],
     "label_digests": {"a": "1"},
     "scores": {"candidate": [SCORE]},
-    "view": "v",
-    "code_version": "c",
+    "scoring": "v",
 }
 
 
 def test_what_a_version_did_when_it_was_published_is_known() -> None:
     records = [published(1, 0, **FACTS)]
     expected = [ObjectScore("a", "liver", (0.1, 0.2, 0.3, 0.4, 0.5), 0.6)]
-    assert known_scores(records, 1, {"a": "1"}, "v", "c") == expected
+    assert known_scores(records, 1, {"a": "1"}, "v") == expected
 
 
 @pytest.mark.parametrize(
-    ("changes", "digest", "view", "code"),
+    ("changes", "digest", "scoring"),
     [
-        ({}, "2", "v", "c"),
-        ({}, "1", "other", "c"),
-        ({}, "1", "v", "newer"),
-        ({"validated": []}, "1", "v", "c"),
-        ({"scores": {"candidate": [{**SCORE, "clicks": [0.1, 0.2]}]}}, "1", "v", "c"),
-        ({"scores": {}}, "1", "v", "c"),
+        ({}, "2", "v"),
+        ({}, "1", "other"),
+        ({"scoring": ""}, "1", "v"),
+        ({"validated": []}, "1", "v"),
+        ({"scores": {"candidate": [{**SCORE, "clicks": [0.1, 0.2]}]}}, "1", "v"),
+        ({"scores": {}}, "1", "v"),
     ],
 )
-def test_what_may_have_changed_is_asked_again(
-    changes: dict[str, Any], digest: str, view: str, code: str
-) -> None:
+def test_what_may_have_changed_is_asked_again(changes: dict[str, Any], digest: str, scoring: str) -> None:
     records = [published(1, 0, **{**FACTS, **changes})]
-    assert known_scores(records, 1, {"a": digest}, view, code) == []
+    assert known_scores(records, 1, {"a": digest}, scoring) == []
 
 
 def test_of_the_base_nothing_is_known() -> None:
-    assert known_scores([published(1, 0, **FACTS)], 0, {"a": "1"}, "v", "c") == []
+    assert known_scores([published(1, 0, **FACTS)], 0, {"a": "1"}, "v") == []

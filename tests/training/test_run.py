@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lib.errors import AdapterError, DivergenceError, TrainingError
 from lib.model.adapter_io import load_adapter
 from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
-from lib.training import choice, judging, run, shelf, teaching
+from lib.training import choice, circumstances, judging, run, shelf, teaching
 from lib.training.cases import CaseFile, label_digest
 from lib.training.gate import decide
 from lib.training.learner import Learner
@@ -269,6 +269,27 @@ def test_of_the_cases_that_could_judge_a_run_reads_some_and_those_that_did(
     assert set(first.validated) <= set(looked_at)
     assert len(set(first.held_back) & set(looked_at)) == 1
     assert second.not_replayed == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "times"),
+    [
+        (lambda patch, model: None, 1),
+        (lambda patch, model: patch.setattr(circumstances, "source_digest", lambda: "another"), 2),
+        (lambda patch, model: patch.setattr(type(model), "precision", property(lambda one: "bfloat16")), 2),
+    ],
+    ids=["nothing changed", "other code", "other precision"],
+)
+def test_what_serves_is_scored_again_where_it_may_do_otherwise(
+    go, files, tiny_model, scripted, monkeypatch, change, times
+):
+    scripted(0.5, 0.6)
+    assert go(files).decision == "published"
+    change(monkeypatch, tiny_model)
+    asked = []
+    answer_with(monkeypatch, lambda model: asked.append(model) or 0.6 + len(asked) / 10)
+    go(files)
+    assert len(asked) == times, "the candidate, and before it what serves"
 
 
 def test_series_of_one_patient_are_never_apart(go, cases, write_case, scripted, releases, monkeypatch):

@@ -54,14 +54,14 @@ def trained_labels(records: Records, version: int, labels: Iterable[str]) -> tup
 
 
 def known_scores(
-    records: Records, version: int, digests: Mapping[str, str], view: str, code_version: str
+    records: Records, version: int, digests: Mapping[str, str], scoring: str
 ) -> list[ObjectScore]:
     """How `version` did when it was published, where asking again would give the same.
 
-    That is on the cases that validated then, with the same labels, shown in the same way (`view`), by the same code.
+    That is on the cases that validated then, with the same labels, shown and computed in the same way (`scoring`).
     """
     own = made_by(records, version)[:1]
-    if not own or own[0].get("view") != view or own[0].get("code_version") != code_version:
+    if not own or own[0].get("scoring") != scoring:
         return []
     record = own[0]
     then = record.get("label_digests", {})

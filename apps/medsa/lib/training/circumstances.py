@@ -20,7 +20,7 @@ from lib.training.request import RunRequest
 from lib.training.tracking import Track, untracked
 from lib.training.viewpoint import Viewpoint
 from lib.training.world import ALONE, World
-from lib.version import VERSION
+from lib.version import VERSION, source_digest
 
 BuildModel = Callable[[], tuple[MedSA, str]]
 
@@ -62,6 +62,13 @@ class Circumstances:
             "axis": task.slice_axis,
         }
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
+
+    def scoring(self, model: MedSA) -> str:
+        """Names all that decides, beside weights and labels, how a case is scored: by another code or in another
+        precision the same weights have other scores.
+        """
+        device = torch.device(self.device).type
+        return f"{self.view_digest} {model.precision} on {device} by {source_digest()}"
 
     def between_cases(self) -> None:
         """Before each case that is looked at, and each part of one: clicks first, and a stop is a stop."""

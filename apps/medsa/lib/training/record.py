@@ -26,7 +26,7 @@ class RunRecord:
     labels that an incremental run did not look at. `scores` has one entry per object of those, before and after.
     `suspicious` labels were used, and should be looked at. `half_way`: what was published is the mean of the weights
     before and after training. `resumed` is the step of the checkpoint that it went on from (0: none), `events` are what
-    was not planned. `view` and `code_version` say under which circumstances the scores hold.
+    was not planned. `view` says how cases were shown, `scoring` what else the scores depend on.
     """
 
     decision: str
@@ -57,6 +57,7 @@ class RunRecord:
     half_way: bool = False
     code_version: str = ""
     view: str = ""
+    scoring: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -432,12 +432,12 @@ class _Run:
 
     def _champion_scores(self, served: MedSA, shelf: Shelf, judged: Sequence[str]) -> list[ObjectScore]:
         """Those of its own publication where they hold still, else made now."""
+        self._note(scoring=self.here.scoring(served))
         known = known_scores(
             self.releases.records(),
             self.record.champion,
             self.record.label_digests,
-            self.record.view,
-            self.here.code_version,
+            self.record.scoring,
         )
         old = [one for one in known if one.case_id in judged]
         done = {one.case_id for one in old}

@@ -94,6 +94,7 @@ class Teacher:
             "labels": dict(self.here.view.labels),
             "dims": asdict(model.dims) if model.dims is not None else {},
             "image_size": model.spec.image_size,
+            # Not the very code: what was learned stays learned after a correction of something else.
             "code": self.here.code_version,
         }
         usual = request.start == ("base" if request.kind == "full" else "champion")
