@@ -128,6 +128,7 @@ def test_a_form_of_another_sites_page_starts_nothing(
     [
         ("kind", "whole", "one of incremental, full"),
         ("start", "v7", "one of champion, base"),
+        ("until", "2026-01-01T06:00:00+01:00", "a moment to come"),
         ("minutes", -1, "a number of minutes above 0 and below 10000"),
         ("minutes", 20000, "a number of minutes above 0 and below 10000"),
         ("minutes", "long", "a number of minutes above 0 and below 10000"),

@@ -144,6 +144,10 @@ def test_a_run_of_much_less_than_a_night_is_none() -> None:
     assert is_news({"a": "1"}, [short], usual=100.0)
     assert not is_news({"a": "1"}, [{**short, "minutes": 60.0}], usual=100.0)
     assert not is_news({"a": "1"}, [{**short, "minutes": None}], usual=100.0), "older records do not say"
+    whole = {**short, "minutes": 100.0}
+    assert is_news({"a": "1"}, [{**whole, "worked": 0.1}], usual=100.0), "the end of its window came first"
+    assert not is_news({"a": "1"}, [{**whole, "worked": 0.9}], usual=100.0)
+    assert not is_news({"a": "1"}, [{**whole, "worked": None}], usual=100.0)
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,29 @@ def test_what_serves_is_scored_again_where_it_may_do_otherwise(
     assert len(asked) == times, "the candidate, and before it what serves"
 
 
+def test_a_run_without_time_for_a_step_leaves_its_labels_in_the_queue(go, files, scripted, releases):
+    scripted(0.5)
+    with pytest.raises(TrainingError, match="over before the first step"):
+        go(files, request=RunRequest(until=NOW - timedelta(minutes=1)))
+    record = releases.records()[-1]
+    assert (record["decision"], record["steps"], record["worked"]) == ("failed", 0, 0.0)
+    assert len(pending_labels(record["label_digests"], releases.records())) == len(files)
+
+
+def test_the_record_says_how_much_of_its_time_a_run_trained(go, files, scripted):
+    scripted(0.5, 0.6)
+    assert go(files).worked == 1.0
+    scripted(0.5, 0.6, 0.7, 0.7)
+    clock = itertools.count()
+    late = go(
+        files,
+        settings(steps=40),
+        request=RunRequest(until=NOW + timedelta(seconds=20)),
+        now=lambda: NOW + timedelta(seconds=next(clock) / 4),
+    )
+    assert 0.0 < late.worked < 0.9
+
+
 def test_series_of_one_patient_are_never_apart(go, cases, write_case, scripted, releases, monkeypatch):
     """Their ids say nothing of it, as over a PACS; not even when those that were trained on are gone."""
     whose = dict(zip(["case0", "case1", "case2", "case3"], ["p1", "p1", "p2", "p3"], strict=True))

@@ -1,7 +1,7 @@
 """Training, scoring, the next case and the server's own account of itself."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -112,7 +112,10 @@ def _request_of_a_person(given: dict[str, Any], app: Any, parts: Parts) -> dict[
 
     A full run takes as long as a night's where nothing else is said.
     """
-    request = RunRequest.parse({**given, "trigger": "person"}).to_json()
+    asked = RunRequest.parse({**given, "trigger": "person"})
+    if asked.until is not None and asked.until <= datetime.now(UTC):
+        raise InputError("until", given["until"], "a moment to come")
+    request = asked.to_json()
     if request["kind"] == "full" and request["minutes"] is None:
         night = parts.settings.training.nightly
         window = timedelta(hours=NIGHT_HOURS if night is None else night.max_hours)

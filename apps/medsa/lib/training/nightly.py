@@ -97,21 +97,22 @@ def is_worthwhile(minutes: float, usual: float) -> bool:
 def is_news(current: Mapping[str, str], records: Sequence[Mapping[str, Any]], usual: float = 0.0) -> bool:
     """Whether `current` labels (case id -> digest) are others than the last full run was offered.
 
-    One that was given much less than the `usual` minutes has not learned from them what a night teaches.
+    One that trained for much less than the `usual` minutes has not learned from them what a night teaches.
     """
     full = [
         record
         for record in records
         if record.get("kind") == "full"
         and record.get("decision") in FINISHED
-        and _minutes_given(record) >= ENOUGH * usual
+        and _minutes_trained(record) >= ENOUGH * usual
     ]
     return not full or dict(full[-1].get("label_digests", {})) != dict(current)
 
 
-def _minutes_given(record: Mapping[str, Any]) -> float:
-    minutes = record.get("minutes")
-    return float(minutes) if isinstance(minutes, int | float) else math.inf
+def _minutes_trained(record: Mapping[str, Any]) -> float:
+    minutes, worked = record.get("minutes"), record.get("worked")
+    share = float(worked) if isinstance(worked, int | float) else 1.0  # older records do not say
+    return share * float(minutes) if isinstance(minutes, int | float) else math.inf
 
 
 class NightFile:

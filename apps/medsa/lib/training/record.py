@@ -25,8 +25,9 @@ class RunRecord:
     (`method` "leave one out"); `held_back` are of patients who validate, and were not needed; `not_replayed` counts
     labels that an incremental run did not look at. `scores` has one entry per object of those, before and after.
     `suspicious` labels were used, and should be looked at. `half_way`: what was published is the mean of the weights
-    before and after training. `resumed` is the step of the checkpoint that it went on from (0: none), `events` are what
-    was not planned. `view` says how cases were shown, `scoring` what else the scores depend on.
+    before and after training. `worked` is the share of its time that it trained, `resumed` the step of the checkpoint
+    that it went on from (0: none), `events` are what was not planned. `view` says how cases were shown, `scoring` what
+    else the scores depend on.
     """
 
     decision: str
@@ -50,6 +51,7 @@ class RunRecord:
     skipped: tuple[Skipped, ...] = ()
     scores: Mapping[str, tuple[ObjectScore, ...]] = field(default_factory=dict)
     steps: int = 0
+    worked: float | None = None
     loss: float | None = None
     suspicious: tuple[Suspicion, ...] = ()
     resumed: int = 0

@@ -299,8 +299,14 @@ class _Run:
             except DivergenceError:
                 checkpoint.remove()  # it leads to the same end
                 raise
-        self._note(**facts_of(result), resumed=result.resumed)
+        worked = min(1.0, round(result.seconds / teacher.options().seconds, 3))
+        self._note(**facts_of(result), resumed=result.resumed, worked=worked)
         self.here.check_stop(result.stopped)
+        if result.steps == 0:
+            # Not refused: its labels are still to be learned.
+            raise TrainingError(
+                "the time was over before the first step: give it more minutes, or a later `until`"
+            )
         exams = [Exam(shelf.pick(choice.validation), model.adapter_state())]
         for number, fold in enumerate(choice.folds, 1):
             name = f"leave-one-out, fold {number} of {len(choice.folds)}"
