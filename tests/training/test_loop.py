@@ -18,6 +18,7 @@ from lib.training.loop import TrainOptions, draw_weights, learning_rate_share, t
 from lib.training.losses import prompt_losses, true_iou
 from lib.training.slabs import prepare_case
 from lib.training.validation import validate
+from lib.training.world import World
 from lib.volume import Volume
 
 
@@ -44,9 +45,38 @@ def train_and_stop(steps, model, cases, planned, checkpoint=None):
     )
 
 
+class Spy(World):
+    """Two workers, of which the other one does alike; notes when the weights are shared."""
+
+    def average(self, tensors):
+        pass
+
+    def agree_each(self, wishes):
+        return list(wishes)
+
+    def told(self, value):
+        return value
+
+    def share(self, tensors):
+        self.shared.append(len(tensors))
+        for tensor in tensors:
+            tensor.fill_(0.25)
+
+
 @pytest.fixture
 def prepared(cases, view, tiny_spec):
     return [prepare_case(case, view, tiny_spec.image_size, tiny_spec.mask_size) for case in cases]
+
+
+def test_workers_take_over_the_weights_of_the_first_one_now_and_then(tiny_model, prepared, monkeypatch):
+    monkeypatch.setattr(learner, "ALIGN_STEPS", 2)
+    world = Spy(0, 2)
+    object.__setattr__(world, "shared", [])
+    train(tiny_model, prepared, options(5), clock=ticking(), world=world)
+    count = len(list(tiny_model.adapters.parameters()))
+    assert world.shared == [count] * 3, "before the steps 1, 3 and 5"
+    changed = [bool((parameter != 0.25).any()) for parameter in tiny_model.adapters.parameters()]
+    assert any(changed)
 
 
 def test_training_lowers_the_loss_and_improves_dice_on_unseen_cases(tiny_model, prepared, unseen, view):

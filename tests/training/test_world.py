@@ -41,6 +41,7 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
         assert world == ALONE
         tensor = torch.ones(2)
         world.average([tensor])
+        world.share([tensor])
         assert tensor.tolist() == [1.0, 1.0]
         assert (world.agree(True), world.agree(False), world.told("x")) == (True, False, "x")
 
@@ -58,13 +59,15 @@ def test_two_average_agree_and_listen_to_the_first(script, tmp_path):
     body = (
         "    tensors = [torch.full((2,), float(world.rank)), torch.full((1, 3), 2.0 * world.rank)]\n"
         "    world.average(tensors)\n"
+        "    own = [torch.full((2,), 5.0 + world.rank), torch.full((1, 1), 7.0 * world.rank)]\n"
+        "    world.share(own)\n"
         "    says = [world.agree(world.rank == 1), world.agree(False), world.told({'from': world.rank})]\n"
-        "    out = [t.tolist() for t in tensors] + says + [world.leads]\n"
+        "    out = [t.tolist() for t in tensors + own] + says + [world.leads]\n"
         "    open(f'{sys.argv[1]}/{world.rank}.txt', 'w').write(repr(out))\n"
     )
     done = torchrun(script(body), str(tmp_path))
     assert done.returncode == 0, done.stderr
-    same = "[[0.5, 0.5], [[1.0, 1.0, 1.0]], True, False, {'from': 0}"
+    same = "[[0.5, 0.5], [[1.0, 1.0, 1.0]], [5.0, 5.0], [[0.0]], True, False, {'from': 0}"
     assert (tmp_path / "0.txt").read_text() == f"{same}, True]"
     assert (tmp_path / "1.txt").read_text() == f"{same}, False]"
 

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 EMA_DECAY = 0.98
 CLIP_NORM = 1.0
+ALIGN_STEPS = 100  # of several workers
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ class Learner:
         Where memory runs out the step is done again with half of the slices, and so are all that follow. Raises
         TrainingError when one slice is too much, DivergenceError when the loss is no number.
         """
+        if self.steps % ALIGN_STEPS == 0:
+            # Unlike machines round the same update differently.
+            self.world.share([parameter.detach() for parameter in self.parameters])
         loss = self._gradients(stage)
         self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)

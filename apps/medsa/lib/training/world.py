@@ -1,7 +1,8 @@
 """Several processes that train one network together, as torchrun starts them; one process is a world of one.
 
-All draw different slices, average their gradients, and so keep the same weights. The first one, rank 0, does all that
-is done once: choosing cases, judging, publishing, recording.
+All draw different slices and average their gradients, so that they keep the same weights but for rounding, which is
+taken back now and then. The first one, rank 0, does all that is done once: choosing cases, judging, publishing,
+recording.
 """
 
 import os
@@ -40,9 +41,16 @@ class World:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _named_failure():
             distributed.all_reduce(flat)
-        flat /= self.size
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        _put(flat / self.size, tensors)
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by that of rank 0. Raises TrainingError when a worker is gone."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _named_failure():
+            distributed.broadcast(flat, src=0)
+        _put(flat, tensors)
 
     def agree(self, wish: bool) -> bool:
         """Whether any worker wishes so; the same answer for all."""
@@ -90,6 +98,11 @@ def world_of_this_process(device: str = "auto") -> Iterator[World]:
         yield World(distributed.get_rank(), size)
     finally:
         distributed.destroy_process_group()
+
+
+def _put(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def _gpu_of(rank: int, count: int) -> int:
