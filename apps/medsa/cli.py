@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from lib.environment import prepare_environment
 from lib.errors import MedsaError
 
 APP_DIR = Path(__file__).resolve().parent
@@ -42,6 +43,7 @@ def build_parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one subcommand; returns the exit code. A MedsaError ends it with one line on stderr and code 2."""
+    prepare_environment()
     arguments = build_parser(argv[:1]).parse_args(argv)
     try:
         return int(arguments.run(arguments, APP_DIR))

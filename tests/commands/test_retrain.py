@@ -1,11 +1,13 @@
 """The night's retraining from the command line, as a process of its own."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import nibabel
@@ -15,7 +17,10 @@ from filelock import FileLock
 
 import cli
 from lib.commands import retrain
+from lib.errors import InputError
+from lib.training.cases import label_digest
 from lib.training.releases import Releases
+from lib.training.request import RunRequest
 
 CLI = Path(__file__).resolve().parents[2] / "apps" / "medsa" / "cli.py"
 SHAPE = (32, 32, 6)
@@ -144,9 +149,10 @@ def test_where_another_training_was_quicker_it_says_so(
     state.mkdir()
     monkeypatch.setattr(retrain, "is_under_way", lambda state: False)
     arguments = ["--studies", str(studies), "--task", "object", "--state", str(state)]
-    arguments += ["--conf", "base", "vit_t"]
+    arguments += ["--conf", "base", "vit_t", "--status-file", str(studies / "status")]
     with FileLock(state / "training.lock"):
         assert cli.main(["retrain", *arguments]) == 3
+    assert (studies / "status").read_text() == "3\n"
     assert capsys.readouterr().out.startswith("retrain: a training run is under way already")
     assert not Releases(state).records()
 
@@ -165,9 +171,91 @@ def test_a_time_that_is_none_is_refused(
     assert not state.exists()
 
 
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "1000"])
+def test_hours_that_are_none_are_refused(
+    studies: Path, hours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--studies", str(studies), "--task", "object", "--state", str(studies / "state")]
+    assert cli.main(["retrain", *arguments, "--max-hours", hours]) == 2
+    said = f"--max-hours: {float(hours)} is not accepted; allowed: a number of hours above 0 and below 1000"
+    assert said in capsys.readouterr().err
+
+
+def asked_for(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    retrain.add_arguments(parser)
+    return parser.parse_args(["--studies", "x", *options])
+
+
+def test_the_end_that_was_asked_for_counts_from_the_start_of_the_command() -> None:
+    begun = datetime(2026, 6, 10, 2, 0, tzinfo=UTC)
+    now = begun + timedelta(hours=1)
+    assert retrain.request_of(asked_for(), 10, begun, now) == RunRequest("full", "command line", "base", 30.0)
+    limited = retrain.request_of(asked_for("--max-hours", "3"), 1000, begun, now)
+    assert (limited.until, limited.minutes) == (begun + timedelta(hours=3), pytest.approx(102.0))
+    both = retrain.request_of(asked_for("--max-hours", "3", "--minutes", "20"), 1000, begun, now)
+    assert (both.until, both.minutes) == (begun + timedelta(hours=3), 20.0)
+    with pytest.raises(
+        InputError, match=r"--max-hours: 0\.5 is not accepted; allowed: more than what --wait"
+    ):
+        retrain.request_of(asked_for("--max-hours", "0.5"), 10, begun, now)
+
+
+def test_with_the_labels_of_the_last_full_training_nothing_is_done(
+    studies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, final = studies.parent / "state", studies / "labels" / "final"
+    labels = {name: label_digest(final / f"{name}.nii.gz") for name in CASES}
+    record = {"kind": "full", "decision": "refused", "label_digests": labels, "minutes": 60.0}
+    Releases(state).record(record)
+    arguments = ["--studies", str(studies), "--task", "object", "--state", str(state), "--if-new"]
+    arguments += ["--conf", "base", "vit_t", "--status-file", str(state / "status"), "--minutes", "0.02"]
+    assert cli.main(["retrain", *arguments]) == 0
+    assert "nothing is to be done" in capsys.readouterr().out
+    assert (state / "status").read_text() == "0\n"
+    (final / "case0.nii.gz").write_bytes((final / "case1.nii.gz").read_bytes())
+    assert cli.main(["retrain", *arguments]) == 0
+    assert len(Releases(state).records()) == 2, "another label is news"
+
+
+def test_what_threads_and_trackers_are_to_do_is_said_before_they_are_there() -> None:
+    """As the server says it to its children."""
+    code = (
+        "import atexit, os, sys; sys.path.insert(0, sys.argv[1]); import cli\n"
+        "assert 'torch' not in sys.modules\n"
+        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], os.environ['MLFLOW_DISABLE_TELEMETRY']))\n"
+        "cli.main(['releases', '--help'])"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP_WAIT", "MLFLOW"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(CLI.parent)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout.splitlines()[-1] == "PASSIVE true", done.stderr
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def test_a_signal_to_torchrun_stops_it_and_the_status_says_so(studies: Path) -> None:
+    status = studies.parent / "status"
+    process = start(studies, "--minutes", "30", "--status-file", str(status), launcher=TORCHRUN)
+    until_it_makes_steps(studies, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=200)
+    assert process.returncode != 0, "torchrun's own, whatever its workers say"
+    assert status.read_text() == "4\n"
+    assert last_record(studies)["decision"] == "stopped"
+    assert list((studies.parent / "state" / "checkpoints").glob("*.pt"))
+
+
 def test_under_torchrun_two_processes_train_together(studies: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    process = start(studies, "--minutes", "0.1", launcher=launcher)
+    process = start(studies, "--minutes", "0.1", launcher=TORCHRUN)
     said, _ = process.communicate(timeout=280)
     assert process.returncode == 0, said
     assert last_record(studies)["decision"] in ("published", "refused")

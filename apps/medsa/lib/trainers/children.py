@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lib.environment import prepare_environment
 from lib.memory import keep_freed_memory
 
 SERVER_PID = "MEDSA_SERVER_PID"
@@ -27,11 +28,7 @@ def announce_server() -> None:
     """Called once by the server, before it starts children."""
     os.environ[SERVER_PID] = str(os.getpid())
     os.environ.pop(SERVER_BASE, None)
-    # OpenMP's threads wait for each other in busy loops, which costs server and training several times their speed
-    # when both share few cores. It is read when a process starts, so it is set here for the children to come.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # MONAI imports MLflow wherever it finds it, and MLflow reports to its makers unless told otherwise before.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    prepare_environment()
 
 
 def is_server() -> bool:

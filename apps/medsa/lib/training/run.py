@@ -147,11 +147,13 @@ def facts_of(result: TrainResult) -> dict[str, Any]:
 def follow(here: Circumstances, files: Sequence[CaseFile]) -> RunRecord:
     """What every worker but the first does: the same training on other slices, and nothing else.
 
-    Raises TrainingError where the first one does not get as far as training, or a case cannot be read here.
+    Raises TrainingError where a case cannot be read here.
     """
     plan = here.world.told(None)
     if plan is None:
-        raise TrainingError("the first worker did not get as far as training; its record says why")
+        # It was stopped, or refused what nothing can judge: no failure of anybody.
+        reason = "the first worker did not get as far as training; its record says why"
+        return RunRecord("followed", (reason,), here.now().isoformat(timespec="seconds"), 0)
     shelf, _ = Shelf.of([file for file in files if file.case_id in plan["cases"]], here.view.labels)
     missing = [case_id for case_id in plan["cases"] if case_id not in shelf.labels_of]
     if missing:
