@@ -10,7 +10,7 @@ import pytest
 APP = Path(__file__).resolve().parent.parent / "apps" / "medsa"
 
 LAYERS = (
-    ("errors", "files", "memory", "version"),
+    ("environment", "errors", "files", "memory", "version"),
     ("device_memory", "readers", "settings"),
     ("volume", "prompts", "transforms", "model"),
     ("bases", "dicom", "download", "embeddings", "honour", "propagation", "turns"),

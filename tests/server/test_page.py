@@ -30,7 +30,6 @@ from lib.server.page import (
     rollback_choices,
     running_training,
     scoring_text,
-    suspicious_cases,
     when_it_starts,
 )
 from lib.server.page_routes import page_router
@@ -64,6 +63,10 @@ STATE = PageState(
                 "by": EVIL,
                 "reasons": [f"better {EVIL}"],
                 "notes": [EVIL],
+                "trained": ["a", "b", "c"],
+                "left_out": [["a"], ["b", EVIL]],
+                "skipped": [{"case_id": "odd", "reason": f"no volume {EVIL}"}],
+                "events": [f"memory ran out {EVIL}"],
                 "scores": {"champion": [{"clicks": [0.25]}], "candidate": [{"clicks": [0.5]}]},
             }
         ),
@@ -120,6 +123,9 @@ def test_every_name_is_escaped(releases: Releases) -> None:
         "loss 0.250",
         "0.250 &rarr; 0.500",
         "pruned: 1, 2",
+        "trained on 3 and judged by 3 cases (3 of them left out in turn: leave one out)",
+        "odd was skipped: no volume",
+        "memory ran out",
     ):
         assert part in page.text
 
@@ -311,17 +317,6 @@ def test_the_running_training() -> None:
 def test_where_a_rollback_can_go() -> None:
     state = {"versions": [0, 1, 2, 3, 4], "serving": 3, "rollback_to": 1}
     assert rollback_choices(state) == (1, 4, 2, 0)
-
-
-def test_suspicious_cases_are_those_of_the_last_finished_run() -> None:
-    entries = [
-        explain({"decision": "refused", "suspicious": [{"case_id": "old"}]}),
-        explain({"decision": "published", "suspicious": [{"case_id": "new"}]}),
-        explain({"decision": "failed"}),
-        explain({"decision": "rolled back", "version": 1}),
-    ]
-    assert suspicious_cases(entries) == ({"case_id": "new"},)
-    assert suspicious_cases([]) == ()
 
 
 def test_the_night_in_words() -> None:

@@ -53,8 +53,19 @@ def test_figures_are_means_over_the_cases_that_have_them() -> None:
     assert entry.after == (Figures("liver", 2, (0.75, 0.75), 0.25), Figures("spleen", 1, (0.5, 0.5), None))
     assert (entry.dice_before, entry.dice_after) == (0.375, 0.65)
     assert (entry.labels, entry.label_count) == (3, 3)
+    assert entry.remarks == ("a note", "d was skipped: empty", "resumed at step 7")
     assert (entry.kind, entry.trigger, entry.start, entry.resumed) == ("full", "nightly", "base", True)
     assert (entry.method, entry.notes, entry.half_way) == ("leave one out", ("a note",), True)
+
+
+def test_the_labels_of_a_version_are_also_those_that_its_last_run_did_not_look_at() -> None:
+    night = {"label_digests": dict.fromkeys(map(str, range(300)), "x"), "trained": ["1"], "validated": ["2"]}
+    assert explain(night).label_count == 300
+    skipped = [{"case_id": "7", "reason": "empty"}]
+    assert explain({**night, "skipped": skipped, "not_replayed": 150}).label_count == 299
+    assert explain({**night, "label_digests": None}).label_count == 2, "older records do not say"
+    assert explain({"label_digests": {"a": "1"}}).label_count == 0, "it failed before it chose"
+    assert explain({**night, "left_out": [["3"], ["4", "5"]]}).left_out == ("3", "4", "5")
 
 
 @pytest.mark.parametrize("damage", [None, 7, "text", [], {}, [7, None, {}], {"x": None}, float("nan"), True])

@@ -402,6 +402,7 @@ def test_a_label_that_is_of_somewhere_else_is_named(go, many_cases, write_case, 
     record = go(files, settings(steps=60, learning_rate=0.03), request=RunRequest("full", "command line"))
     assert [one.case_id for one in record.suspicious] == ["case6"]
     assert "case6" in record.trained
+    assert {*record.trained, *record.validated} <= set(record.looked_at)
     assert record.suspicious[0].dice < 0.1 < record.suspicious[0].typical
 
 

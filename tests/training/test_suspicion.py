@@ -1,6 +1,6 @@
 import pytest
 
-from lib.training.suspicion import Agreement, Suspicion, suspects
+from lib.training.suspicion import Agreement, Suspicion, still_suspicious, suspects
 
 
 def found(values, label="liver", first=0):
@@ -16,6 +16,44 @@ def test_the_one_far_below_the_others_is_named():
 def test_several_are_named_lowest_first():
     named = suspects(found([0.8, 0.82, 0.3, 0.1, 0.81, 0.84, 0.79]))
     assert [one.case_id for one in named] == ["case3", "case2"]
+
+
+def run_that_found(*cases, looked_at=None, decision="published", **digests):
+    named = [{"case_id": case, "label": "liver", "dice": 0.1} for case in cases]
+    return {"decision": decision, "suspicious": named, "looked_at": looked_at, "label_digests": digests}
+
+
+NIGHT = run_that_found("a", "b", looked_at=["a", "b", "c"], a="1", b="1", c="1")
+ALL = {"a": "1", "b": "1", "c": "1", "d": "1"}
+
+
+@pytest.mark.parametrize(
+    ("later", "current", "expected"),
+    [
+        ([], ALL, ["a", "b"]),
+        ([run_that_found("d", looked_at=["d", "c"], d="1")], ALL, ["a", "b", "d"]),
+        ([run_that_found(looked_at=["a", "d"])], ALL, ["b"]),
+        ([run_that_found("a", looked_at=["a"], a="1")], ALL, ["b", "a"]),
+        ([run_that_found(looked_at=["a"], decision="failed")], ALL, ["a", "b"]),
+        ([run_that_found(looked_at=[])], ALL, ["a", "b"]),
+        ([run_that_found("c", c="1")], ALL, ["c"]),
+        ([], {**ALL, "a": "2"}, ["b"]),
+        ([], {"a": "1"}, ["a"]),
+    ],
+    ids=[
+        "the night's",
+        "others were looked at",
+        "not any more",
+        "again",
+        "a failed run says nothing",
+        "nor does one with few cases",
+        "an old record says all",
+        "its label was changed",
+        "its label has gone",
+    ],
+)
+def test_what_is_suspicious_stays_so_until_somebody_looks_or_changes_it(later, current, expected):
+    assert [row["case_id"] for row in still_suspicious([NIGHT, *later], current)] == expected
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def versions_table(releases: Releases) -> Table:
             _labels_text(entry),
             _dice(entry.dice_before),
             _dice(entry.dice_after),
-            Text("; ".join([*entry.reasons, *entry.notes])),
+            Text("; ".join([*entry.reasons, *entry.remarks])),
         )
     return table
 
@@ -152,6 +152,7 @@ def _run_rows(run: Entry) -> list[tuple[str, str]]:
         ("method", run.method or ""),
         ("labels offered", _known(run.labels)),
         ("trained on", _counted(run.trained)),
+        ("left out in turn", _counted(run.left_out)),
         ("validated on", _counted(run.validated)),
         ("trained labels", ", ".join(run.trained_labels)),
         ("skipped", _lines(run.skipped)),
@@ -191,7 +192,9 @@ def _mark(version: int, state: dict[str, Any]) -> str:
 
 
 def _labels_text(entry: Entry) -> str:
-    return f"{len(entry.trained)} + {len(entry.validated)}" if entry.trained or entry.validated else ""
+    left_out = f" ({len(entry.left_out)} left out in turn)" if entry.left_out else ""
+    known = entry.trained or entry.validated
+    return f"{len(entry.trained)}{left_out} + {len(entry.validated)}" if known else ""
 
 
 def _changes(before: Figures | None, after: Figures | None) -> list[str]:

@@ -1,6 +1,6 @@
 """What the page at /medsa/ shows, gathered from what is on disk; nothing is changed or remembered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,9 +17,9 @@ from lib.server.parts import Parts, describe_base
 from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
 from lib.trainers.medsa_trainer import MedsaTrainer
-from lib.training.account import Entry, standing
+from lib.training.account import Entry, plain, standing
 from lib.training.choice import MIN_GROUPS
-from lib.training.pending import FINISHED
+from lib.training.suspicion import still_suspicious
 
 DECISIONS = 10  # that the page shows
 
@@ -117,7 +117,7 @@ def page_state(
         queue=_queue(parts, store, queue, status(parts, housekeeping), now),
         running=running_training(MedsaTrainer(parts.train, parts.state).stats()),
         decisions=tuple(reversed(entries[-DECISIONS:])),
-        suspicious=suspicious_cases(entries),
+        suspicious=tuple(map(plain, still_suspicious(queue.records(), queue.digests()))),
         nightly=nightly_text(parts.settings.training.nightly),
         next_case=replace(
             following,
@@ -132,12 +132,6 @@ def rollback_choices(releases: Mapping[str, Any]) -> tuple[int, ...]:
     """The versions of `standing` that do not serve: the one that a rollback goes to, then the newest first."""
     others = [version for version in reversed(releases["versions"]) if version != releases["serving"]]
     return tuple(sorted(others, key=lambda version: version != releases["rollback_to"]))
-
-
-def suspicious_cases(entries: Sequence[Entry]) -> tuple[dict[str, Any], ...]:
-    """Those of the last run that came to a decision."""
-    finished = [entry for entry in entries if entry.decision in FINISHED]
-    return finished[-1].suspicious if finished else ()
 
 
 def running_training(stats: Mapping[str, Any]) -> Running | None:

@@ -33,7 +33,8 @@ class Entry:
 
     `parent` is the version that served when it began. `labels` counts the labels that were offered, `before` and
     `after` are the figures of that version and of the candidate, `dice_before` and `dice_after` their means over
-    objects and clicks. `versions` are those that a pruning removed. None and empty: the record does not say.
+    objects and clicks. `left_out` were judged by models trained without them. `versions` are those that a pruning
+    removed. None and empty: the record does not say.
     """
 
     decision: str
@@ -50,6 +51,7 @@ class Entry:
     validated: tuple[str, ...]
     trained_labels: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
+    left_out: tuple[str, ...]
     method: str | None
     before: tuple[Figures, ...]
     after: tuple[Figures, ...]
@@ -68,8 +70,15 @@ class Entry:
 
     @property
     def label_count(self) -> int:
-        """How many labels were trained or validated on."""
-        return len({*self.trained, *self.validated})
+        """How many labels the version knows: also those that it learned before, and was not shown again."""
+        used = len({*self.trained, *self.validated})
+        return used if not used or self.labels is None else max(used, self.labels - len(self.skipped))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was not as planned, in words: notes, cases that were skipped, events."""
+        skipped = (f"{row.get('case_id')} was skipped: {row.get('reason')}" for row in self.skipped)
+        return (*self.notes, *skipped, *map(str, self.events))
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ def explain(record: Mapping[str, Any]) -> Entry:
         validated=_texts(record.get("validated")),
         trained_labels=_texts(record.get("trained_labels")),
         skipped=tuple(plain(row) for row in _rows(record.get("skipped"))),
+        left_out=tuple(case for fold in _listed(record.get("left_out")) for case in _texts(fold)),
         method=_text(record.get("method")),
         before=_figures(before),
         after=_figures(after),

@@ -24,10 +24,10 @@ class RunRecord:
     that decided `validated` were never trained on, and each part of `left_out` was judged by a model trained without it
     (`method` "leave one out"); `held_back` are of patients who validate, and were not needed; `not_replayed` counts
     labels that an incremental run did not look at. `scores` has one entry per object of those, before and after.
-    `suspicious` labels were used, and should be looked at. `half_way`: what was published is the mean of the weights
-    before and after training. `worked` is the share of its time that it trained, `resumed` the step of the checkpoint
-    that it went on from (0: none), `events` are what was not planned. `view` says how cases were shown, `scoring` what
-    else the scores depend on.
+    `suspicious` labels, of the cases that were `looked_at` for it, were used, and should be looked at again.
+    `half_way`: what was published is the mean of the weights before and after training. `worked` is the share of its
+    time that it trained, `resumed` the step of the checkpoint that it went on from (0: none), `events` are what was not
+    planned. `view` says how cases were shown, `scoring` what else the scores depend on.
     """
 
     decision: str
@@ -54,6 +54,7 @@ class RunRecord:
     worked: float | None = None
     loss: float | None = None
     suspicious: tuple[Suspicion, ...] = ()
+    looked_at: tuple[str, ...] | None = None
     resumed: int = 0
     events: tuple[str, ...] = ()
     half_way: bool = False

@@ -58,7 +58,7 @@ from lib.training.releases import Releases
 from lib.training.request import RunRequest
 from lib.training.shelf import Shelf
 from lib.training.slabs import TrainingCase
-from lib.training.suspicion import Agreement, suspects
+from lib.training.suspicion import LEAST, Agreement, suspects
 from lib.training.teaching import Teacher
 from lib.training.tracking import Track, Tracked, untracked
 from lib.training.validation import ObjectScore, agreements, as_scores, validate
@@ -359,8 +359,11 @@ class _Run:
         chosen = shelf.pick(looked_at[:MAX_LOOKED_AT])
         found = agreements(model, chosen, self.view, self.here.between_cases, self.here.is_over)
         judged = [Agreement(one.case_id, one.label, one.automatic) for one in verdict.objects]
-        suspicious = suspects([*judged, *found])
-        self._note(suspicious=suspicious)
+        agreed = [*judged, *found]
+        suspicious = suspects(agreed)
+        # Where they are too few to say anything, what earlier runs have said stands.
+        cases = tuple(dict.fromkeys(one.case_id for one in agreed)) if len(agreed) >= LEAST else ()
+        self._note(suspicious=suspicious, looked_at=cases)
         for one in suspicious:
             log.warning(
                 "the label %s of %s may be wrong: Dice %.2f, %.2f is usual; it is used all the same",

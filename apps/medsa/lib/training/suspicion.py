@@ -1,8 +1,11 @@
 """Labels that look wrong: those that the new version, which has learned from all of them, agrees with far less."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
+
+from lib.training.pending import FINISHED
 
 # Fewer values than this say nothing about what is usual.
 LEAST = 5
@@ -35,6 +38,29 @@ def suspects(found: Sequence[Agreement]) -> tuple[Suspicion, ...]:
     """The outliers far below the others of their label, lowest first."""
     named = [one for label in sorted({one.label for one in found}) for one in _of_label(found, label)]
     return tuple(sorted(named, key=lambda one: (one.dice, one.case_id)))
+
+
+def still_suspicious(
+    records: Iterable[Mapping[str, Any]], current: Mapping[str, str]
+) -> list[Mapping[str, Any]]:
+    """What finished runs have found, as their records have it, and none that looked again has taken back.
+
+    `current` has the digests of the labels by case: one that was changed since is another label. Records of before
+    medsa noted what was looked at say all that was known then.
+    """
+    found: dict[tuple[Any, Any], Mapping[str, Any]] = {}
+    for record in records:
+        if record.get("decision") not in FINISHED:
+            continue
+        looked_at, digests = record.get("looked_at"), record.get("label_digests") or {}
+        found = (
+            {} if looked_at is None else {key: row for key, row in found.items() if key[0] not in looked_at}
+        )
+        for row in record.get("suspicious") or ():
+            case = row.get("case_id")
+            if case in current and current[case] == digests.get(case):
+                found[case, row.get("label")] = row
+    return list(found.values())
 
 
 def _of_label(found: Sequence[Agreement], label: str) -> list[Suspicion]:
