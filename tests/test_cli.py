@@ -159,7 +159,7 @@ def test_train_finds_labels_that_were_put_into_the_folder_by_hand(
     assert record["decision"] in ("published", "refused")
     assert sorted([*record["trained"], *record["validated"]]) == ["case0", "case1", "case2"]
     assert record["steps"] >= 1
-    assert "trained on 2, validated on 1" in capsys.readouterr().out
+    assert "trained on 2, validated on 1, 2 left out in turn" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
