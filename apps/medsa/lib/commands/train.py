@@ -55,7 +55,9 @@ def describe_run(record: RunRecord) -> str:
     """The outcome in a few lines."""
     left_out = sum(map(len, record.left_out))
     how = f", {left_out} left out in turn" if left_out else ""
-    counts = f"trained on {len(record.trained)}, validated on {len(record.validated)}{how}, {record.steps} steps"
+    counts = (
+        f"trained on {len(record.trained)}, validated on {len(record.validated)}{how}, {record.steps} steps"
+    )
     lines = [f"{record.decision}: {'; '.join(record.reasons) or '-'}", counts]
     lines += [f"skipped {case.case_id}: {case.reason}" for case in record.skipped]
     return "\n".join(lines)
