@@ -213,6 +213,8 @@ def test_with_the_labels_of_the_last_full_training_nothing_is_done(
     assert cli.main(["retrain", *arguments]) == 0
     assert "nothing is to be done" in capsys.readouterr().out
     assert (state / "status").read_text() == "0\n"
+    assert cli.main(["retrain", *arguments, "--max-hours", "1e-9"]) == 2, "there is no time left"
+    assert (state / "status").read_text() == "2\n", "not what the call before it left"
     (final / "case0.nii.gz").write_bytes((final / "case1.nii.gz").read_bytes())
     assert cli.main(["retrain", *arguments]) == 0
     assert len(Releases(state).records()) == 2, "another label is news"

@@ -71,12 +71,15 @@ def test_the_labels_of_a_version_are_also_those_that_its_last_run_did_not_look_a
 @pytest.mark.parametrize("damage", [None, 7, "text", [], {}, [7, None, {}], {"x": None}, float("nan"), True])
 def test_nothing_in_a_record_makes_it_fail(damage: Any) -> None:
     for key in RECORD:
-        explain({**RECORD, key: damage})
+        entry = explain({**RECORD, key: damage})
+        assert entry.label_count >= 0
+        assert all(isinstance(remark, str) for remark in entry.remarks)
     for key in ("case_id", "label", "clicks", "automatic"):
         odd = {**RECORD["scores"]["champion"][0], key: damage}
         explain({"scores": {"champion": [odd], "candidate": damage}})
     entry = explain(dict.fromkeys(RECORD, damage))
-    json.dumps(vars(entry), allow_nan=False, default=vars)
+    written = json.loads(json.dumps(vars(entry), allow_nan=False, default=vars))
+    assert set(written) == set(vars(explain({})))
 
 
 def test_an_empty_record_says_nothing() -> None:

@@ -28,6 +28,16 @@ ALL = {"a": "1", "b": "1", "c": "1", "d": "1"}
 
 
 @pytest.mark.parametrize(
+    "damage", [None, 7, "text", [7, None, {}], {"x": []}, [{"case_id": [], "label": {}}]]
+)
+@pytest.mark.parametrize("field", ["suspicious", "looked_at", "label_digests"])
+def test_a_damaged_record_takes_nothing_of_the_others_away(field, damage):
+    odd = {**run_that_found("d", looked_at=["d"], d="1"), field: damage}
+    named = [row["case_id"] for row in still_suspicious([odd, NIGHT], ALL)]
+    assert [case for case in named if case != "d"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
     ("later", "current", "expected"),
     [
         ([], ALL, ["a", "b"]),

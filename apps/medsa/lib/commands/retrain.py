@@ -12,7 +12,7 @@ from pathlib import Path
 from lib.bases import torch_device
 from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.commands.train import STOPPED, describe_run, store_of
-from lib.errors import AlreadyTrainingError, InputError, MedsaError
+from lib.errors import AlreadyTrainingError, InputError
 from lib.files import write_text
 from lib.server.parts import Parts
 from lib.trainers.children import stop_requested, stopping_by_signal
@@ -68,11 +68,9 @@ def run(arguments: argparse.Namespace, app_dir: Path) -> int:
     _check(arguments)
     parts = parts_of(arguments, app_dir)
     with stopping_by_signal(), world_of_this_process(torch_device(parts.settings.serving)) as world:
-        try:
-            code = _run(parts, arguments, world, begun)
-        except MedsaError:
-            _note(arguments.status_file, FAILED, world)
-            raise
+        # At first as if it fails, however it does: what an earlier call left there is not this one's.
+        _note(arguments.status_file, FAILED, world)
+        code = _run(parts, arguments, world, begun)
         _note(arguments.status_file, code, world)
     return code if world.size == 1 else 0
 

@@ -20,7 +20,7 @@ from lib.training.request import RunRequest
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 7.0  # 10 s are promised for all of a stop
-KILL_S = 2.5  # a process that was killed is gone some milliseconds later, on a machine that is busy in seconds
+KILL_S = 2.5  # a process that was killed is gone some milliseconds later, or seconds where cores are few
 POLL_S = 0.05
 START_S = 1.0  # a process is there some milliseconds after it was asked for
 LOST_S = 30.0  # of a task without a process: it does not come any more

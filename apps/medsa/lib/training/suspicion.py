@@ -48,19 +48,28 @@ def still_suspicious(
     `current` has the digests of the labels by case: one that was changed since is another label. Records of before
     medsa noted what was looked at say all that was known then.
     """
-    found: dict[tuple[Any, Any], Mapping[str, Any]] = {}
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for record in records:
         if record.get("decision") not in FINISHED:
             continue
-        looked_at, digests = record.get("looked_at"), record.get("label_digests") or {}
-        found = (
-            {} if looked_at is None else {key: row for key, row in found.items() if key[0] not in looked_at}
-        )
-        for row in record.get("suspicious") or ():
-            case = row.get("case_id")
-            if case in current and current[case] == digests.get(case):
-                found[case, row.get("label")] = row
+        looked_at = record.get("looked_at")
+        if isinstance(looked_at, list | tuple):
+            found = {key: row for key, row in found.items() if key[0] not in looked_at}
+        else:
+            found = {}
+        for row in _rows(record.get("suspicious")):
+            case = str(row.get("case_id"))
+            if case in current and current[case] == _table(record.get("label_digests")).get(case):
+                found[case, str(row.get("label"))] = row
     return list(found.values())
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]]:
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _of_label(found: Sequence[Agreement], label: str) -> list[Suspicion]:
