@@ -203,6 +203,7 @@ def test_a_label_that_was_learned_and_has_no_case_any_more_refuses(go, files, re
     )
     record = go(files, both)
     assert (record.decision, record.steps) == ("refused", 0), "before it costs anything"
+    assert record.looked_at == (), "it takes back nothing that was found suspicious"
     assert "no case can judge the label rare" in record.reasons[0]
     assert "roll back to a version that has not learned it" in record.reasons[0]
     assert releases.records()[-1]["decision"] == "refused"

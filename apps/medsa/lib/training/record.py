@@ -54,7 +54,7 @@ class RunRecord:
     worked: float | None = None
     loss: float | None = None
     suspicious: tuple[Suspicion, ...] = ()
-    looked_at: tuple[str, ...] | None = None
+    looked_at: tuple[str, ...] = ()
     resumed: int = 0
     events: tuple[str, ...] = ()
     half_way: bool = False
