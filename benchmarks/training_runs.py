@@ -37,7 +37,23 @@ from lib.volume import save_mask
 FIRST, ADDED, RUNS = 10, 5, 3  # labels of the first run, of each later one, and how many those are
 TESTED = 20  # of the tested cases, for each version
 MINUTES_BAR, WORSE_BAR = 5.0, -0.01
-POISONED_SHARE, POISON_LABELS = 0.1, 20
+POISON_LABELS = 20  # of the run that has wrong ones among them
+
+
+@dataclass(frozen=True)
+class Poison:
+    """How many labels are wrong: each is that of the next wrong case, stretched to the image, or `mirrored` too."""
+
+    name: str
+    wrong: int
+    mirrored: bool
+
+
+# A tenth of all labels shuffled; and a tenth of the new ones with labels that no case of this set could have.
+POISONS = (
+    Poison("shuffled", (FIRST + POISON_LABELS) // 10, mirrored=False),
+    Poison("poison", POISON_LABELS // 10, mirrored=True),
+)
 
 
 @dataclass(frozen=True)
@@ -112,14 +128,24 @@ def added_figures(study: Study, work: Path, seeds: int, minutes: float | None) -
 
 
 def poison_figures(study: Study, work: Path, seeds: int, minutes: float | None) -> list[Figure]:
-    """`POISON_LABELS` more labels, a tenth of them of other cases: what the gate does, and who is named."""
-    runs = [_kept(work / f"poison-{seed}", partial(_poison, study, seed, minutes)) for seed in range(seeds)]
+    """`POISON_LABELS` more labels, some of them of other cases: what the gate does, and who is named."""
+    return [figure for poison in POISONS for figure in _poison_figures(study, work, seeds, minutes, poison)]
+
+
+def _poison_figures(
+    study: Study, work: Path, seeds: int, minutes: float | None, poison: Poison
+) -> list[Figure]:
+    runs = [
+        _kept(work / f"{poison.name}-{seed}", partial(_poison, study, seed, minutes, poison))
+        for seed in range(seeds)
+    ]
     held = [steps[2].decision != "published" or _change(steps, 2, "tested") >= WORSE_BAR for steps in runs]
     wrong = [set(steps[2].name.split(": ")[1].split(", ")) for steps in runs]
     named = [set(steps[2].suspicious) for steps in runs]
     share = fmean(len(bad & found) / len(bad) for bad, found in zip(wrong, named, strict=True))
     beside = sum(len(found - bad) for bad, found in zip(wrong, named, strict=True))
-    name = f"{study.name}: {POISON_LABELS} labels more, a tenth of them wrong"
+    how = " and mirrored" if poison.mirrored else ""
+    name = f"{study.name}: {POISON_LABELS} labels more, {poison.wrong} of them shuffled{how}"
     changes = ", ".join(f"{steps[2].decision} {_change(steps, 2, 'tested'):+.3f}" for steps in runs)
     return [
         figure_of(f"{name}: refused or no worse", fmean(map(float, held)), "share of runs", ">= 1", changes),
@@ -142,7 +168,7 @@ def _add(study: Study, seed: int, minutes: float | None, work: Path) -> list[Ste
     return steps
 
 
-def _poison(study: Study, seed: int, minutes: float | None, work: Path) -> list[Step]:
+def _poison(study: Study, seed: int, minutes: float | None, poison: Poison, work: Path) -> list[Step]:
     shop, cases = Workshop(study, work, minutes), _named_anew(study, FIRST + POISON_LABELS, seed)
     groups = {"tested": study.load(study.tested)[:TESTED]}
     steps = [Step("base", "", 0, 0.0, _dice(shop.serving(), groups))]
@@ -150,9 +176,9 @@ def _poison(study: Study, seed: int, minutes: float | None, work: Path) -> list[
     files = [shop.file_of(case) for case in clean]
     record, took = shop.run(files, RunRequest(trigger="labels"))
     steps.append(_step("clean", shop, record, took, groups))
-    wrong = later[: round(POISONED_SHARE * len(later))]
+    wrong = later[: poison.wrong]
     swapped = {
-        case.case_id: _of_another(case, other)
+        case.case_id: _of_another(case, other, poison.mirrored)
         for case, other in zip(wrong, wrong[1:] + wrong[:1], strict=True)
     }
     files += [shop.file_of(case, swapped.get(case.case_id)) for case in later]
@@ -166,10 +192,10 @@ def _named_anew(study: Study, count: int, seed: int) -> list[Case]:
     return [replace(case, case_id=f"new_{case.case_id}") for case in study.load(study.first(count, seed))]
 
 
-def _of_another(case: Case, other: Case) -> NDArray[np.uint8]:
-    """The label of `other`, mirrored along all axes and stretched to the grid of `case`."""
+def _of_another(case: Case, other: Case, mirrored: bool) -> NDArray[np.uint8]:
+    """The label of `other`, stretched to the grid of `case`; `mirrored` along all axes, if so."""
     zoom = [to / of for to, of in zip(case.label.shape, other.label.shape, strict=True)]
-    turned = np.asarray(other.label[::-1, ::-1, ::-1])
+    turned = np.asarray(other.label[::-1, ::-1, ::-1]) if mirrored else other.label
     return np.asarray(ndimage.zoom(turned, zoom, order=0, grid_mode=True, mode="nearest"), dtype=np.uint8)
 
 

@@ -69,7 +69,7 @@ def test_a_wrong_label_has_the_shape_of_the_case_and_not_its_content() -> None:
     case, other = (SimpleNamespace(label=np.zeros(shape, np.uint8)) for shape in ((10, 12, 8), (14, 9, 8)))
     case.label[2:5, 3:6, 2:4] = 1
     other.label[1:4, 1:4, 1:3] = 1
-    wrong = _of_another(case, other)  # type: ignore[arg-type]
+    wrong = _of_another(case, other, mirrored=True)  # type: ignore[arg-type]
     assert wrong.shape == case.label.shape
     assert wrong.any()
     assert not (wrong & case.label).any()

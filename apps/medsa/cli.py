@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from lib.environment import prepare_environment
+from lib.environment import give_way, prepare_environment
 from lib.errors import MedsaError
 
 APP_DIR = Path(__file__).resolve().parent
@@ -26,6 +26,9 @@ COMMANDS = {
     "parameters": "count what is trained beside each base, part by part",
     "pretrain": "train the small base model from scratch",
 }
+
+# On a machine that serves too, clicks come before these.
+BEHIND = ("train", "retrain", "score")
 
 
 def build_parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
@@ -56,4 +59,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in BEHIND:
+        give_way()
     sys.exit(main(sys.argv[1:]))

@@ -100,15 +100,18 @@ def publish_damaged(server: Any, source: Path) -> None:
 def test_a_killed_training_changes_nothing_and_the_next_one_works(
     make_server: MakeServer, label_of: LabelOf, wait_until: WaitUntil
 ) -> None:
-    server = make_server(cases=4)
+    server = make_server(cases=4, train_minutes="0.3", checkpoint_seconds="0")
     save(server, label_of, "case0", "case1", "case2")
-    wait_until(lambda: in_training(server), "the training to be under way")
+    checkpoint = server.state / "checkpoints" / "incremental.pt"
+    wait_until(checkpoint.exists, "the training to have a checkpoint")
     (child,) = server.children("train")
     os.kill(child.pid, signal.SIGKILL)
     assert server.version_of_answer("case0") == 0
     assert server.status()["pending_labels"] == 3
     wait_until(lambda: bool(finished_runs(server)), "the next training")
     assert finished_runs(server)[0]["label_digests"].keys() == {"case0", "case1", "case2"}
+    assert finished_runs(server)[0]["resumed"] > 0
+    assert not checkpoint.exists()
     assert not list((server.state / "releases").glob(".tmp-*"))
 
 

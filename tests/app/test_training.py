@@ -71,6 +71,24 @@ def test_a_stop_ends_it_within_ten_seconds_and_the_next_run_goes_on(
     assert records(server)[-1]["trigger"] == "person"
 
 
+@pytest.mark.parametrize("stage", ["leave-one-out", "evaluating the candidate"])
+def test_a_stop_is_heard_as_soon_while_it_is_judged(
+    make_server: MakeServer, label_of: LabelOf, wait_until: WaitUntil, stage: str
+) -> None:
+    server = make_server(cases=4, train_minutes="0.1")
+    save(server, label_of, "case0", "case1", "case2")
+    progress = server.state / "progress.json"
+    wait_until(
+        lambda: progress.exists() and json.loads(progress.read_text())["status"].startswith(stage), stage
+    )
+    began = time.monotonic()
+    with server.client() as client:
+        assert client.delete("/train/").json()["status"] == "STOPPED"
+    assert time.monotonic() - began < PROMISED_S
+    assert records(server)[-1]["decision"] == "stopped"
+    assert (server.state / "checkpoints" / "incremental.pt").exists()
+
+
 def test_a_person_comes_before_what_the_server_started(
     make_server: MakeServer, label_of: LabelOf, wait_until: WaitUntil
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from lib.errors import AlreadyTrainingError
+from lib.errors import AlreadyTrainingError, TrainingError
 from lib.server import loop
 from lib.server.loop import Action, Housekeeping, Situation, next_action, training_is_due
 from lib.settings import TrainingSettings
@@ -19,7 +19,7 @@ IDLE = Situation(
     scoring=False,
     auto_train=True,
     train_after=5,
-    judges=9,
+    obstacle=None,
     pending=0,
     may_start=True,
     unscored=(),
@@ -62,7 +62,7 @@ WAITING = replace(IDLE, pending=1, idle_after=20.0)
         ({"idle_minutes": 20.0, "idle_after": 0.0}, None),
         ({"idle_minutes": 20.0, "auto_train": False}, None),
         ({"idle_minutes": 20.0, "may_start": False}, None),
-        ({"idle_minutes": 20.0, "judges": 2}, None),
+        ({"idle_minutes": 20.0, "obstacle": "label 1 more"}, None),
         ({"idle_minutes": 20.0, "training": True}, None),
         ({"idle_minutes": -300.0}, "train"),
     ],
@@ -79,9 +79,18 @@ def test_due_says_what_will_be_started() -> None:
     assert not training_is_due(replace(IDLE, pending=5, may_start=False))
 
 
-@pytest.mark.parametrize(("judges", "action"), [(1, None), (2, None), (3, "train")])
-def test_labels_too_few_to_publish_from_start_nothing(judges: int, action: str | None) -> None:
-    assert next_action(replace(IDLE, train_after=1, pending=1, judges=judges)) == action
+@pytest.mark.parametrize(("obstacle", "action"), [("label 1 more", None), (None, "train")])
+def test_labels_that_nothing_could_be_published_from_start_nothing(
+    obstacle: str | None, action: str | None
+) -> None:
+    assert next_action(replace(IDLE, train_after=1, pending=1, obstacle=obstacle)) == action
+
+
+def test_a_person_hears_of_it_before_a_training_is_started(server: "Server") -> None:
+    server.housekeeping.check_labels()
+    server.obstacle = "label 1 more"
+    with pytest.raises(TrainingError, match="label 1 more"):
+        server.housekeeping.check_labels()
 
 
 class Server:
@@ -92,6 +101,7 @@ class Server:
         self.started: list[RunRequest] = []
         self.tasks: list[dict[str, Any]] = []
         self.stopped = 0
+        self.obstacle: str | None = None
         parts: Any = SimpleNamespace(
             state=state,
             settings=SimpleNamespace(training=TrainingSettings(train_after=2)),
@@ -99,7 +109,7 @@ class Server:
         )
         queue: Any = SimpleNamespace(
             pending=lambda: dict(self.pending),
-            judges=lambda: len(self.pending),
+            obstacle=lambda: self.obstacle,
             unscored=tuple,
             newest=lambda cases: None,
         )
@@ -170,6 +180,17 @@ def test_a_person_takes_the_place_and_the_labels_are_not_given_up(server: Server
     server.tasks = []
     assert server.housekeeping.tick() == "train"
     assert server.housekeeping.attempts.may_start(server.pending)
+
+
+@pytest.mark.parametrize(("trigger", "times"), [("nightly", 1), ("labels", 0)])
+def test_what_a_person_takes_the_place_of_is_no_failed_start_of_the_night(
+    server: Server, trigger: str, times: int
+) -> None:
+    interrupted: list[bool] = []
+    server.housekeeping.night = SimpleNamespace(note_interruption=lambda: interrupted.append(True))  # type: ignore[assignment]
+    server.tasks = [{"id": "1", "status": "RUNNING", "request": {"trigger": trigger}}]
+    with server.housekeeping.for_a_person():
+        assert (server.stopped, len(interrupted)) == (1, times)
 
 
 def test_a_persons_own_training_is_not_stopped_for_another_person(server: Server) -> None:

@@ -26,8 +26,9 @@ class World:
         self.running: dict[str, Any] | None = None
         self.started: list[RunRequest] = []
         self.room = 0
+        self.obstacle: str | None = None
         queue: Any = SimpleNamespace(
-            records=lambda: self.records, digests=lambda: self.labels, judges=lambda: len(self.labels)
+            records=lambda: self.records, digests=lambda: self.labels, obstacle=lambda: self.obstacle
         )
         monkeypatch.setattr(
             night_module, "start_training", lambda request: self.started.append(request) or {}
@@ -112,9 +113,22 @@ def test_with_the_labels_of_the_last_full_run_the_night_is_free(
     assert caplog.text.count("no retraining tonight: the labels are those of the last full training") == 1
 
 
-def test_with_two_labels_the_night_is_free(world: World) -> None:
-    del world.labels["c"]
-    assert not world.night.look()
+def test_where_nothing_could_be_published_the_night_is_free(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.obstacle = "label 1 more"
+    with caplog.at_level("INFO"):
+        assert not world.night.look()
+    assert "no retraining tonight: label 1 more" in caplog.text
+    world.obstacle = None
+    assert not world.night.look(), "it is decided once a night"
+
+
+def test_however_often_people_come_first_the_night_goes_on(world: World) -> None:
+    for _ in range(5):
+        assert world.night.look()
+        world.night.note_interruption()
+    assert [world.night.look() for _ in range(4)] == [True, True, True, False], "crashes do count"
 
 
 def test_one_that_was_stopped_stays_stopped_this_night(world: World) -> None:

@@ -121,19 +121,28 @@ def test_labelled_images_are_counted(parts: Parts, store: Any) -> None:
     assert QueueView(parts, store).labelled() == 1
 
 
-def test_who_could_judge_are_patients_that_what_serves_was_not_trained_on(parts: Parts, store: Any) -> None:
+def test_what_stands_in_the_way_of_a_training_counts_patients_and_what_serves_has_seen(
+    parts: Parts, store: Any
+) -> None:
     queue = QueueView(parts, store)
-    for name in "abcde":
+    assert (queue.obstacle() or "").startswith("no labels")
+    for name in "abeghi":  # by their hashes all of them are to be trained on
         (store.folder / name).write_bytes(b"1")
-    assert queue.judges() == 5
-    store.of = {"a": "x", "b": "x", "c": "y"}
-    assert queue.judges() == 4
-    run = {"decision": "published", "version": 1, "trained": ["a", "gone"], "patients": {"gone": "y"}}
+    assert queue.obstacle() is None
+    store.of = dict.fromkeys("abeghi", "x") | {"b": "y"}
+    assert (queue.obstacle() or "").endswith("found 2"), "patients"
+    store.of = {"a": "x", "b": "y"}
+    run = {"decision": "published", "version": 1, "trained": ["gone", "e", "g"], "patients": {"gone": "y"}}
     with parts.releases.writing():
         parts.releases.record(run)
-    assert queue.judges() == 4, "the base serves"
+    assert queue.obstacle() is None, "the base serves"
     parts.releases.champion_version = lambda: 1  # type: ignore[method-assign]
-    assert queue.judges() == 2, "of c's patient another series was trained on, which is gone by now"
+    assert queue.obstacle() is None, "a, h and i are left"
+    (store.folder / "i").unlink()
+    expected = (
+        "2 of at least 3 patients or cases to compare by: the serving version was trained on the others"
+    )
+    assert (queue.obstacle() or "").startswith(expected), "of b's patient another series was trained on"
 
 
 def test_a_label_that_vanishes_is_no_error(parts: Parts, store: Any) -> None:

@@ -11,6 +11,7 @@ from filelock import FileLock
 from monailabel.endpoints import train as train_endpoint
 from starlette.testclient import TestClient
 
+from lib.errors import TrainingError
 from lib.files import write_json
 from lib.server.task_routes import task_router
 from lib.training.request import RunRequest
@@ -44,13 +45,30 @@ def labelled() -> list[str]:
 @pytest.fixture
 def client(tmp_path: Path, labelled: list[str]) -> TestClient:
     store = SimpleNamespace(get_labeled_images=lambda: labelled)
-    housekeeping: Any = SimpleNamespace(for_a_person=nullcontext, note_stop=lambda: None)
+    housekeeping: Any = SimpleNamespace(
+        for_a_person=nullcontext, note_stop=lambda: None, check_labels=lambda: check(labelled)
+    )
     app: Any = SimpleNamespace(datastore=lambda: store, info=lambda: {"trainers": {"medsa": {}}})
     settings = SimpleNamespace(training=SimpleNamespace(nightly=None))
     parts: Any = SimpleNamespace(state=tmp_path, settings=settings)
     server = FastAPI()
     server.router.routes[0:0] = task_router(app, parts, housekeeping).routes
     return TestClient(server)
+
+
+def check(labelled: list[str]) -> None:
+    if "unjudged" in labelled:
+        raise TrainingError("2 of at least 3 patients or cases to compare by")
+
+
+@pytest.mark.parametrize("path", ["/train/medsa", "/train/", "/train/medsa?enqueue=true"])
+def test_labels_that_nothing_could_be_published_from_are_refused_at_once(
+    client: TestClient, asked: list[Any], labelled: list[str], path: str
+) -> None:
+    labelled.append("unjudged")
+    answer = client.post(path)
+    assert (answer.status_code, asked) == (409, [])
+    assert "2 of at least 3 patients" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/train/medsa", "/train/"])

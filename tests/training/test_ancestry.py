@@ -66,6 +66,7 @@ SCORE = {"case_id": "a", "label": "liver", "clicks": [0.1, 0.2, 0.3, 0.4, 0.5], 
 FACTS: dict[str, Any] = {
     "validated": ["a"],
     "label_digests": {"a": "1"},
+    "image_digests": {"a": "i"},
     "scores": {"candidate": [SCORE]},
     "scoring": "v",
 }
@@ -74,24 +75,28 @@ FACTS: dict[str, Any] = {
 def test_what_a_version_did_when_it_was_published_is_known() -> None:
     records = [published(1, 0, **FACTS)]
     expected = [ObjectScore("a", "liver", (0.1, 0.2, 0.3, 0.4, 0.5), 0.6)]
-    assert known_scores(records, 1, {"a": "1"}, "v") == expected
+    assert known_scores(records, 1, {"a": "1"}, {"a": "i"}, "v") == expected
 
 
 @pytest.mark.parametrize(
-    ("changes", "digest", "scoring"),
+    ("changes", "digest", "image", "scoring"),
     [
-        ({}, "2", "v"),
-        ({}, "1", "other"),
-        ({"scoring": ""}, "1", "v"),
-        ({"validated": []}, "1", "v"),
-        ({"scores": {"candidate": [{**SCORE, "clicks": [0.1, 0.2]}]}}, "1", "v"),
-        ({"scores": {}}, "1", "v"),
+        ({}, "2", "i", "v"),
+        ({}, "1", "j", "v"),
+        ({}, "1", "i", "other"),
+        ({"scoring": ""}, "1", "i", "v"),
+        ({"validated": []}, "1", "i", "v"),
+        ({"image_digests": {}}, "1", "i", "v"),
+        ({"scores": {"candidate": [{**SCORE, "clicks": [0.1, 0.2]}]}}, "1", "i", "v"),
+        ({"scores": {}}, "1", "i", "v"),
     ],
 )
-def test_what_may_have_changed_is_asked_again(changes: dict[str, Any], digest: str, scoring: str) -> None:
+def test_what_may_have_changed_is_asked_again(
+    changes: dict[str, Any], digest: str, image: str, scoring: str
+) -> None:
     records = [published(1, 0, **{**FACTS, **changes})]
-    assert known_scores(records, 1, {"a": digest}, scoring) == []
+    assert known_scores(records, 1, {"a": digest}, {"a": image}, scoring) == []
 
 
 def test_of_the_base_nothing_is_known() -> None:
-    assert known_scores([published(1, 0, **FACTS)], 0, {"a": "1"}, "v") == []
+    assert known_scores([published(1, 0, **FACTS)], 0, {"a": "1"}, {"a": "i"}, "v") == []

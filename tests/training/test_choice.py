@@ -15,7 +15,8 @@ from lib.training.choice import (
     choose,
     first_held,
     grouping,
-    replayed,
+    obstacle,
+    to_read,
     without_patients_of,
 )
 
@@ -106,18 +107,45 @@ def test_what_validates_beyond_the_bound_is_named():
     assert choose(all_with([*held[:4], *rest]), ["liver"], 0.2).held_back == ()
 
 
-def test_an_incremental_run_looks_at_what_was_not_learned_and_at_so_much_of_what_was():
-    cases, unseen = [f"case{n}" for n in range(50)], {"case3", "case7", "case9"}
+@pytest.mark.parametrize("count", [60, 100, 200, 300, 2000])
+def test_after_a_rollback_an_incremental_run_learns_old_labels_too(count):
+    """What serves has learned none of them. Those that validate do not crowd out those to be trained on."""
+    others = [f"case{number}" for number in range(count)]
+    read = to_read(others, [], 0.2, str, most=100, seed=0)
+    training = {case for case in others if case_hash(case) >= 0.2}
+    assert len(read & training) == min(100, len(training))
+    assert len(read - training) == min(MAX_READ, count - len(training))
 
-    def learned(case):
-        return case not in unseen
 
-    chosen = replayed(cases, learned, most=10, seed=0)
-    assert chosen >= unseen
-    assert len(chosen) == 13
-    assert replayed(cases[::-1], learned, most=10, seed=0) == chosen
-    assert replayed(cases, learned, most=10, seed=1) != chosen
-    assert replayed(cases, learned, most=100, seed=0) == set(cases)
+@pytest.mark.parametrize(
+    ("learned", "missed", "expected"),
+    [(50, 10, (30, 10)), (10, 50, (10, 30)), (50, 50, (20, 20)), (9, 9, (9, 9))],
+)
+def test_what_serves_is_reminded_of_what_it_knows_beside_what_it_missed(learned, missed, expected):
+    cases = above(0.2, learned + missed)
+    known, others = cases[:learned], cases[learned:]
+    read = to_read(cases, known, 0.2, str, most=40, seed=0)
+    assert (len(read & set(known)), len(read & set(others))) == expected
+    assert to_read(cases[::-1], known, 0.2, str, most=40, seed=0) == read
+    assert (to_read(cases, known, 0.2, str, most=40, seed=1) == read) == (expected == (9, 9))
+
+
+def test_a_patient_of_whom_a_case_was_learned_is_read_to_be_trained_on():
+    (patient,) = below(0.2, 1, form="p{}")
+    others = [f"{patient}_{moment}" for moment in range(50)]
+    assert len(to_read(others, [f"{patient}_gone"], 0.2, PATIENT_OF, most=40, seed=0)) == 40
+    assert len(to_read(others, [], 0.2, PATIENT_OF, most=40, seed=0)) == MAX_READ, "he validates"
+
+
+def test_what_could_publish_nothing_is_said_before_anything_is_read():
+    held, rest = below(0.2, 3), above(0.2, 5)
+    assert obstacle([*held, *rest], 0.2, str, []) is None
+    assert obstacle([], 0.2, str, []).startswith("no labels: save a label first")
+    assert obstacle(rest[:2], 0.2, str, []).endswith("at least 3 patients or cases, found 2")
+    assert obstacle([*held[:2], rest[0]], 0.2, str, []).endswith("label 1 more")
+    assert obstacle(held, 0.2, str, []).startswith("no case is left to train on")
+    assert obstacle(rest, 0.2, str, rest[:3]).endswith("trained on the others; label 1 more")
+    assert obstacle(rest[:3], 0.2, str, []) is None
 
 
 def test_three_patients_below_the_fraction_are_enough():
@@ -171,6 +199,13 @@ def test_of_many_held_cases_a_few_decide_among_them_every_label():
     assert len(choice.validation) == MAX_CASES
     assert rare in choice.validation
     assert choice.method == "held out"
+
+
+def test_more_than_four_labels_have_three_cases_each_whatever_the_bound():
+    held, names = below(0.2, 18), ("a", "b", "c", "d", "e", "f")
+    labels = {case: (names[number // 3],) for number, case in enumerate(held)}
+    choice = choose({**labels, **all_with(above(0.2, 3), *names)}, names, 0.2)
+    assert len(choice.validation) == 18 > MAX_CASES
 
 
 def test_the_held_cases_beyond_the_bound_are_not_trained_on():

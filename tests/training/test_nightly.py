@@ -145,9 +145,14 @@ def test_a_run_of_much_less_than_a_night_is_none() -> None:
     assert not is_news({"a": "1"}, [{**short, "minutes": 60.0}], usual=100.0)
     assert not is_news({"a": "1"}, [{**short, "minutes": None}], usual=100.0), "older records do not say"
     whole = {**short, "minutes": 100.0}
-    assert is_news({"a": "1"}, [{**whole, "worked": 0.1}], usual=100.0), "the end of its window came first"
-    assert not is_news({"a": "1"}, [{**whole, "worked": 0.9}], usual=100.0)
-    assert not is_news({"a": "1"}, [{**whole, "worked": None}], usual=100.0)
+    assert is_news({"a": "1"}, [{**whole, "trained_minutes": 10.0}], usual=100.0), (
+        "the end of its window came first"
+    )
+    assert not is_news({"a": "1"}, [{**whole, "trained_minutes": 90.0}], usual=100.0)
+    assert not is_news({"a": "1"}, [{**whole, "trained_minutes": None}], usual=100.0)
+    assert not is_news({"a": "1"}, [{**short, "trained_minutes": 100.0}], usual=100.0), (
+        "it went on after a crash"
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,6 +167,9 @@ def test_the_file_outlives_a_restart_and_counts_a_night_at_a_time(tmp_path: Any)
     NightFile(path).note_start(utc(10, 0))
     NightFile(path).note_start(utc(10, 0))
     assert NightFile(path).read() == NightLog(utc(10, 0), 2)
+    NightFile(path).take_back_start(utc(10, 0))
+    assert NightFile(path).read() == NightLog(utc(10, 0), 1)
+    NightFile(path).note_start(utc(10, 0))
     NightFile(path).note_over(utc(10, 0))
     assert NightFile(path).read() == NightLog(utc(10, 0), 2, over=True)
     NightFile(path).note_start(utc(11, 0))

@@ -15,10 +15,11 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from lib.errors import AdapterError, DivergenceError, TrainingError
+from lib.files import file_digest
 from lib.model.adapter_io import load_adapter
 from lib.settings import IntensitySettings, ServingSettings, Settings, TaskSettings, TrainingSettings
 from lib.training import choice, circumstances, judging, run, shelf, teaching
-from lib.training.cases import CaseFile, label_digest
+from lib.training.cases import CaseFile
 from lib.training.gate import decide
 from lib.training.learner import Learner
 from lib.training.loop import TrainResult
@@ -147,7 +148,7 @@ def test_a_whole_run_trains_publishes_and_records(go, many_cases, write_case, re
     (stored,) = releases.records()
     assert stored == json.loads(json.dumps(record.to_json()))
     assert stored["time"] == "2026-01-02T03:04:05+00:00"
-    assert stored["label_digests"] == {file.case_id: label_digest(file.label) for file in files}
+    assert stored["label_digests"] == {file.case_id: file_digest(file.label) for file in files}
     assert sorted(stored["trained"] + stored["validated"]) == [file.case_id for file in files]
     assert len(stored["scores"]["candidate"]) == len(stored["validated"])
     assert stored["trained_labels"] == ["object"]
@@ -161,7 +162,7 @@ def test_a_worse_candidate_is_refused_and_its_labels_count_as_used(go, files, re
     assert "object, 1 click: Dice 0.8000 -> 0.7000" in record.reasons[0]
     assert "half way to it: object, 1 click: Dice 0.8000 -> 0.7500" in record.reasons[4]
     assert releases.champion() is None
-    digests = {file.case_id: label_digest(file.label) for file in files}
+    digests = {file.case_id: file_digest(file.label) for file in files}
     assert pending_labels(digests, releases.records()) == []
 
 
@@ -277,9 +278,10 @@ def test_of_the_cases_that_could_judge_a_run_reads_some_and_those_that_did(
     [
         (lambda patch, model: None, 1),
         (lambda patch, model: patch.setattr(circumstances, "source_digest", lambda: "another"), 2),
+        (lambda patch, model: patch.setattr(shelf, "file_digest", lambda path: "another image"), 2),
         (lambda patch, model: patch.setattr(type(model), "precision", property(lambda one: "bfloat16")), 2),
     ],
-    ids=["nothing changed", "other code", "other precision"],
+    ids=["nothing changed", "other code", "other images", "other precision"],
 )
 def test_what_serves_is_scored_again_where_it_may_do_otherwise(
     go, files, tiny_model, scripted, monkeypatch, change, times
@@ -293,18 +295,37 @@ def test_what_serves_is_scored_again_where_it_may_do_otherwise(
     assert len(asked) == times, "the candidate, and before it what serves"
 
 
+def test_after_a_rollback_or_a_refusal_old_labels_are_learned_with_the_next_new_one(
+    go, many_cases, write_case, scripted, releases
+):
+    files = [write_case(case) for case in many_cases[:-1]]
+    scripted(0.5, 0.6)
+    first = go(files)
+    assert (first.decision, len(first.validated)) == ("published", 5)
+    releases.rollback(0, NOW.isoformat())
+    assert pending_labels(first.label_digests, releases.records()) == [], "it starts nothing by itself"
+    scripted(*(0.5,) * 9)
+    new = write_case(many_cases[-1])
+    second = go([*files, new])
+    assert second.decision == "refused"
+    assert set(second.trained) >= set(first.trained)
+    changed = write_case(many_cases[-1], np.roll(many_cases[-1].label, 2, axis=0))
+    scripted(*(0.5,) * 9)
+    assert set(go([*files, changed]).trained) == set(second.trained)
+
+
 def test_a_run_without_time_for_a_step_leaves_its_labels_in_the_queue(go, files, scripted, releases):
     scripted(0.5)
     with pytest.raises(TrainingError, match="over before the first step"):
         go(files, request=RunRequest(until=NOW - timedelta(minutes=1)))
     record = releases.records()[-1]
-    assert (record["decision"], record["steps"], record["worked"]) == ("failed", 0, 0.0)
+    assert (record["decision"], record["steps"], record["trained_minutes"]) == ("failed", 0, 0.0)
     assert len(pending_labels(record["label_digests"], releases.records())) == len(files)
 
 
 def test_the_record_says_how_much_of_its_time_a_run_trained(go, files, scripted):
     scripted(0.5, 0.6)
-    assert go(files).worked == 1.0
+    assert go(files).trained_minutes == pytest.approx(2 / 60, abs=1e-3)
     scripted(0.5, 0.6, 0.7, 0.7)
     clock = itertools.count()
     late = go(
@@ -313,7 +334,7 @@ def test_the_record_says_how_much_of_its_time_a_run_trained(go, files, scripted)
         request=RunRequest(until=NOW + timedelta(seconds=20)),
         now=lambda: NOW + timedelta(seconds=next(clock) / 4),
     )
-    assert 0.0 < late.worked < 0.9
+    assert 0.0 < late.trained_minutes < 0.9 * 40 / 60
 
 
 def test_series_of_one_patient_are_never_apart(go, cases, write_case, scripted, releases, monkeypatch):
@@ -482,7 +503,30 @@ def test_a_stopped_run_goes_on_the_next_time(go, files, scripted, tmp_path, stop
     record = go(files, settings(steps=6))
     assert (record.decision, record.steps) == ("published", 6)
     assert record.resumed == stopped.steps
+    assert record.trained_minutes == pytest.approx(6 / 60, abs=1e-3), "with those before it was stopped"
     assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "fraction"),
+    [
+        ("evaluating the serving", 0.3),
+        ("leave-one-out", 1e-9),
+        ("evaluating the candidate", 0.3),
+        ("looking for labels", 0.3),
+    ],
+)
+def test_a_stop_is_heard_in_every_stage(go, files, tmp_path, stage, fraction):
+    heard = []
+
+    def should_stop():
+        heard.append(read_progress(tmp_path / "state")["status"].startswith(stage))
+        return heard[-1]
+
+    record = go(files, settings(validation_fraction=fraction), should_stop=should_stop)
+    assert (record.decision, sum(heard)) == ("stopped", 1)
+    checkpoint = tmp_path / "state" / "checkpoints" / "incremental.pt"
+    assert checkpoint.exists() == (stage != "evaluating the serving")
 
 
 def test_a_kind_of_its_own_has_a_checkpoint_of_its_own(go, files, scripted, tmp_path, stop_after):

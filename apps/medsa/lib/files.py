@@ -1,5 +1,6 @@
 """Small files written so that a reader sees the old or the new one, never half of one."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -56,6 +57,12 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes; raises OSError when it is gone."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file_signature(path: str | Path) -> str:

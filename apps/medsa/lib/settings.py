@@ -233,7 +233,7 @@ class TrainingSettings(_Settings):
     prompts that an annotator gave are taken instead of simulated ones, where there are any. `small_share` is the part
     of the time in which images have half the size, `single_share` that in which slices are drawn one by one, without
     neighbours. A training that goes on from what serves has `refining_share` of the learning rate. An incremental run
-    looks at `replayed_cases` at the most of those that were learned before. On a CPU a training uses at most
+    looks at `replayed_cases` at the most of the older cases to train on. On a CPU a training uses at most
     `train_threads` cores.
     """
 

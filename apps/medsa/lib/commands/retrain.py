@@ -13,11 +13,11 @@ from lib.bases import torch_device
 from lib.commands.shared_arguments import add_task_arguments, parts_of
 from lib.commands.train import STOPPED, describe_run, store_of
 from lib.errors import AlreadyTrainingError, InputError
-from lib.files import write_text
+from lib.files import file_digest, write_text
 from lib.server.parts import Parts
 from lib.trainers.children import stop_requested, stopping_by_signal
 from lib.trainers.medsa_trainer import training_cases
-from lib.training.cases import CaseFile, label_digest
+from lib.training.cases import CaseFile
 from lib.training.nightly import full_minutes, is_news, minutes_of
 from lib.training.request import RunRequest
 from lib.training.run import is_under_way
@@ -119,7 +119,7 @@ def request_of(arguments: argparse.Namespace, labels: int, begun: datetime, now:
 
 
 def _has_news(parts: Parts, files: Sequence[CaseFile], request: RunRequest) -> bool:
-    labels = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
+    labels = {file.case_id: file_digest(file.label) for file in files if file.label.is_file()}
     return is_news(labels, parts.releases.records(), request.minutes or 0.0)
 
 

@@ -32,10 +32,9 @@ from lib.datastore.labelvalues import read_label
 from lib.datastore.lastprompts import LastPrompts
 from lib.datastore.names import check_image_id, check_tag
 from lib.errors import InputError, NotFoundError
-from lib.files import copy_beside, file_signature, flush, write_text
+from lib.files import copy_beside, file_digest, file_signature, flush, write_text
 from lib.prompts.promptset import PromptSet
 from lib.prompts.recorded import recorded_prompts
-from lib.training.cases import label_digest
 from lib.volume import LABEL_SUFFIXES, SUFFIXES, Volume, load_volume, save_mask
 
 log = logging.getLogger(__name__)
@@ -216,7 +215,7 @@ class MedsaDatastore(LocalDatastore):
 
         Those on an image that had this id before are none of it.
         """
-        image = _file_digest(Path(self.get_image_uri(image_id)))
+        image = _quick_digest(Path(self.get_image_uri(image_id)))
         for record in reversed(self.history.versions(image_id)):
             # A label that was saved again without another click has none of its own.
             if record.get("tag") == FINAL and record.get("prompts"):
@@ -226,8 +225,8 @@ class MedsaDatastore(LocalDatastore):
     def _make_current(self, image_id: str, tag: str, staged: Path, info: Mapping[str, Any]) -> int:
         arrived = ARRIVED in info
         prompts = {} if arrived else self.last_prompts.of(image_id)
-        image = _file_digest(self.image_path(image_id))
-        record = {**self._record(tag, label_digest(staged), info, prompts), "image_digest": image}
+        image = _quick_digest(self.image_path(image_id))
+        record = {**self._record(tag, file_digest(staged), info, prompts), "image_digest": image}
         if arrived:
             record["adapter_version"] = None
         target = Path(self._model.label_path(tag)) / self._filename(image_id, LABEL_SUFFIX)
@@ -285,12 +284,12 @@ class MedsaDatastore(LocalDatastore):
         The caller holds both locks.
         """
         for path in self._label_files(image_id, tag):
-            if self.history.holds(image_id, label_digest(path)):
+            if self.history.holds(image_id, file_digest(path)):
                 continue
             _, suffix = self._to_id(path.name)
             kept = copy_beside(path, self.history.stage(image_id, suffix))
             try:
-                record = self._record(tag, label_digest(kept), {"user": "found on disk"}, {})
+                record = self._record(tag, file_digest(kept), {"user": "found on disk"}, {})
                 self.history.commit(image_id, kept, suffix, record)
             finally:
                 kept.unlink(missing_ok=True)
@@ -450,7 +449,7 @@ def _entry(known: DataModel | None, image_id: str, suffix: str) -> DataModel:
     return DataModel(info={"ts": _now_seconds(), "name": image_id + suffix}, ext=suffix)
 
 
-def _file_digest(path: Path) -> str:
+def _quick_digest(path: Path) -> str:
     """Tells one image of a name from another, without reading all of it: by its size, its head and its tail."""
     try:
         with path.open("rb") as stream:

@@ -31,7 +31,7 @@ from lib.dicom.pacs import SeriesEntry
 from lib.dicom.seg_reader import read_segments, referenced_series
 from lib.dicom.seg_writer import LabelCode, SegOrigin, write_seg
 from lib.errors import InputError, LabelError, NotFoundError, PacsError, PacsUnreachableError, VolumeError
-from lib.training.cases import label_digest
+from lib.files import file_digest
 from lib.volume import Volume, load_label, load_volume, save_mask
 
 log = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ class PacsDatastore(MedsaDatastore):
             raise LabelError("segmentation: it is empty; allowed: at least one voxel of a label")
         path = folder / f"label{LABEL_SUFFIX}"
         save_mask(values, image, path, durable=False)
-        if self.history.holds(image_id, label_digest(path)):
+        if self.history.holds(image_id, file_digest(path)):
             return  # it was taken before a kill, or somebody saved the same
         creator = str(dataset.get("ContentCreatorName") or "").replace("^", " ").strip()
         info = {"user": creator or "PACS", ARRIVED: f"segmentation {series}"}
@@ -267,7 +267,7 @@ class PacsDatastore(MedsaDatastore):
         staged = self.history.stage(image_id, LABEL_SUFFIX)
         save_mask(values, image, staged)
         with self._thread_lock, self._file_lock:
-            record = {**self._record(FINAL, label_digest(staged), info, {}), "adapter_version": None}
+            record = {**self._record(FINAL, file_digest(staged), info, {}), "adapter_version": None}
             self.history.commit(image_id, staged, LABEL_SUFFIX, record)
 
     def _note_problem(self, problem: str | None) -> None:

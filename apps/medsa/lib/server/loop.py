@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from monailabel.utils.async_tasks.task import AsyncTask
 
-from lib.errors import AlreadyTrainingError
+from lib.errors import AlreadyTrainingError, TrainingError
 from lib.memory import GrowthLimiter
 from lib.server.attempts import Attempts
 from lib.server.child_processes import (
@@ -30,7 +30,6 @@ from lib.server.child_processes import (
 from lib.server.night import Night
 from lib.server.parts import Parts
 from lib.server.queue_view import QueueView
-from lib.training.choice import MIN_GROUPS
 from lib.training.request import RunRequest, Trigger
 from lib.training.run import is_under_way
 
@@ -47,17 +46,17 @@ Action = Literal["train", "score"]
 class Situation:
     """All that decides what to start.
 
-    `judges` counts the patients that a training could be judged by, `pending` the labels that no finished one has seen;
-    `unscored` are case ids,
-    `tried` those of the last scoring that was started, so that one that makes no headway is not started for ever.
-    `idle_minutes` are those since the newest pending label was saved, `idle_after` how many start a run (0: none do).
+    `obstacle` says why a training could publish nothing, None where it could; `pending` counts the labels that no
+    finished one has seen; `unscored` are case ids, `tried` those of the last scoring that was started, so that one that
+    makes no headway is not started for ever. `idle_minutes` are those since the newest pending label was saved,
+    `idle_after` how many start a run (0: none do).
     """
 
     training: bool
     scoring: bool
     auto_train: bool
     train_after: int
-    judges: int
+    obstacle: str | None
     pending: int
     may_start: bool
     unscored: tuple[str, ...]
@@ -67,9 +66,9 @@ class Situation:
 
 
 def training_is_due(situation: Situation) -> bool:
-    """Whether the queue is long enough, or has waited, and has a start left, and a run could be judged."""
+    """Whether the queue is long enough, or has waited, and has a start left, and a run could publish something."""
     waits = situation.pending >= situation.train_after or _is_idle(situation)
-    return waits and situation.judges >= MIN_GROUPS and situation.auto_train and situation.may_start
+    return waits and situation.obstacle is None and situation.auto_train and situation.may_start
 
 
 def _is_idle(situation: Situation) -> bool:
@@ -120,7 +119,7 @@ class Housekeeping:
             scoring=is_active("scoring"),
             auto_train=training.auto_train,
             train_after=training.train_after,
-            judges=self._queue.judges(),
+            obstacle=self._queue.obstacle(),
             pending=len(pending),
             may_start=self.attempts.may_start(pending),
             unscored=self._queue.unscored(),
@@ -161,6 +160,8 @@ class Housekeeping:
             task = running_training()
             if task is not None and is_automatic(task):
                 self._tried_queue = None
+                if self.night is not None and _is_nights(task):
+                    self.night.note_interruption()
                 stop_training()
             if not is_active("train") and is_under_way(self._parts.state):
                 raise AlreadyTrainingError("another program trains on this state folder; wait for its end")
@@ -171,6 +172,12 @@ class Housekeeping:
         """The records of all runs, oldest first; not to be changed."""
         return self._queue.records()
 
+    def check_labels(self) -> None:
+        """Raises TrainingError where no training on the labels that there are could publish anything."""
+        obstacle = self._queue.obstacle()
+        if obstacle is not None:
+            raise TrainingError(obstacle)
+
     def note_stop(self) -> None:
         """Somebody stops what runs: it is not started again for the same labels, or in the same night."""
         task = running_training()
@@ -178,7 +185,7 @@ class Housekeeping:
             return
         self._tried_queue = None
         self.attempts.note_stop(self._queue.pending())
-        if task["request"].get("trigger") == "nightly" and self.night is not None:
+        if self.night is not None and _is_nights(task):
             self.night.note_stop()
 
     def _start_training(self, situation: Situation) -> None:
@@ -223,6 +230,10 @@ class Housekeeping:
             pause.wait(INTERVAL_SECONDS)
 
 
+def _is_nights(task: Mapping[str, Any]) -> bool:
+    return bool(task["request"].get("trigger") == "nightly")
+
+
 def status(parts: Parts, housekeeping: Housekeeping) -> dict[str, Any]:
     """The answer of GET /medsa/status but for the base."""
     situation = housekeeping.situation()
@@ -230,7 +241,7 @@ def status(parts: Parts, housekeeping: Housekeeping) -> dict[str, Any]:
     return {
         "task": parts.settings.task.name,
         "pending_labels": situation.pending,
-        "judges": situation.judges,
+        "obstacle": situation.obstacle,
         "train_after": situation.train_after,
         "auto_train": situation.auto_train,
         "train_idle_minutes": situation.idle_after,

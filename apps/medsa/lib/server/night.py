@@ -15,7 +15,6 @@ import schedule
 from lib.server.child_processes import start_training
 from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
-from lib.training.choice import MIN_GROUPS
 from lib.training.nightly import NightFile, Nights, is_due, is_news, is_worthwhile, minutes_of
 from lib.training.request import RunRequest
 
@@ -59,7 +58,7 @@ class Night:
             return False
         begun, labels = self.nights.begun(now), self._queue.digests()
         usual = minutes_of(timedelta(hours=self.nights.max_hours), len(labels))
-        reason = _nothing_to_do(labels, self._queue.judges(), self._queue.records(), usual)
+        reason = _nothing_to_do(labels, self._queue.obstacle(), self._queue.records(), usual)
         if reason is not None:
             log.info("no retraining tonight: %s", reason)
             self._file.note_over(begun)
@@ -76,6 +75,10 @@ class Night:
     def note_stop(self) -> None:
         """Somebody stopped the night's training: it is not started again before the next night."""
         self._file.note_over(self.nights.begun(self._now()))
+
+    def note_interruption(self) -> None:
+        """A person's training takes the place of the night's, which goes on after it: that costs no start."""
+        self._file.take_back_start(self.nights.begun(self._now()))
 
     def status(self) -> dict[str, Any]:
         """For GET /medsa/status."""
@@ -96,10 +99,10 @@ class Night:
 
 
 def _nothing_to_do(
-    labels: dict[str, str], judges: int, records: list[dict[str, Any]], usual: float
+    labels: dict[str, str], obstacle: str | None, records: list[dict[str, Any]], usual: float
 ) -> str | None:
-    if judges < MIN_GROUPS:
-        return f"{judges} patients or cases that what serves was not trained on, at least {MIN_GROUPS} are needed"
+    if obstacle is not None:
+        return obstacle
     if not is_news(labels, records, usual):
         return "the labels are those of the last full training"
     return None

@@ -18,7 +18,6 @@ from lib.server.queue_view import QueueView
 from lib.settings import NightlySettings
 from lib.trainers.medsa_trainer import MedsaTrainer
 from lib.training.account import Entry, plain, standing
-from lib.training.choice import MIN_GROUPS
 from lib.training.suspicion import still_suspicious
 
 DECISIONS = 10  # that the page shows
@@ -149,7 +148,7 @@ def running_training(stats: Mapping[str, Any]) -> Running | None:
 
 
 def when_it_starts(
-    about: Mapping[str, Any], labelled: int, idle_minutes: float, saved: datetime | None, now: datetime
+    about: Mapping[str, Any], idle_minutes: float, saved: datetime | None, now: datetime
 ) -> str:
     """When the next training starts by itself, in words.
 
@@ -162,13 +161,8 @@ def when_it_starts(
         return "Training starts only when somebody asks for it (auto_train is off)."
     if about["training_due"]:
         return "A training is due and starts at once."
-    if labelled < MIN_GROUPS:
-        return f"A training needs at least {MIN_GROUPS} labelled cases."
-    if about["judges"] < MIN_GROUPS:
-        return (
-            f"A training is judged by {MIN_GROUPS} patients or cases that the serving version was not trained on: "
-            f"label {MIN_GROUPS - about['judges']} more."
-        )
+    if about["obstacle"] is not None:
+        return f"No training starts: {about['obstacle']}."
     if pending >= wanted:
         return "It was tried for these labels already; a new label or somebody who asks starts the next training."
     text = f"A training starts with {wanted} new labels, {wanted - pending} more."
@@ -248,4 +242,4 @@ def _queue(parts: Parts, store: Any, queue: QueueView, about: Mapping[str, Any],
     newest = queue.newest(pending)
     saved = None if newest is None else datetime.fromtimestamp(newest, UTC)
     minutes = parts.settings.training.train_idle_minutes
-    return Queue(tuple(pending), labelled, when_it_starts(about, labelled, minutes, saved, now))
+    return Queue(tuple(pending), labelled, when_it_starts(about, minutes, saved, now))

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import AdapterError, NotFoundError
+from lib.files import file_digest
 from lib.scoring.survey import stamp_of
 from lib.scoring.sweep import to_score
 from lib.server.parts import Parts
 from lib.trainers.medsa_trainer import FINAL
 from lib.training.account import Entry, explain
 from lib.training.ancestry import patients_in, seen_by
-from lib.training.cases import label_digest
-from lib.training.choice import grouping
+from lib.training.choice import grouping, obstacle
 from lib.training.pending import pending_labels
 
 Signature = tuple[int, int, int]
@@ -74,13 +74,15 @@ class QueueView:
         """How many images have a final label."""
         return len(self._store.get_labeled_images())
 
-    def judges(self) -> int:
-        """How many patients a training could be judged by: those that what serves was not trained on."""
+    def obstacle(self) -> str | None:
+        """Why no training on the labels that there are could publish anything, None where one could.
+
+        What the files of the labels hold is not looked at.
+        """
         past = self._learned()
-        known = {**past.patients, **self._store.patients()}
-        group_of = grouping(self._parts.settings.task.patient, known)
-        seen = {group_of(case) for case in past.cases}
-        return len({group_of(case) for case in self._store.get_labeled_images()} - seen)
+        group_of = grouping(self._parts.settings.task.patient, {**past.patients, **self._store.patients()})
+        fraction = self._parts.settings.training.validation_fraction
+        return obstacle(self._store.get_labeled_images(), fraction, group_of, past.cases)
 
     def records(self) -> list[dict[str, Any]]:
         """The records of all runs, oldest first; not to be changed."""
@@ -122,7 +124,7 @@ class QueueView:
                 known = self._digests.get(label)
             if known is not None and known[0] == signature:
                 return known[1]
-            digest = label_digest(label)
+            digest = file_digest(label)
         except OSError:
             return None  # removed meanwhile
         with self._lock:

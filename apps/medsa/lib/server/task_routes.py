@@ -17,7 +17,6 @@ from lib.server.routing import Admin, Annotator, AnyUser, MedsaRoute, OwnPage, a
 from lib.server.store import pacs_status
 from lib.settings import NIGHT_HOURS
 from lib.trainers.medsa_trainer import MedsaTrainer
-from lib.training.choice import MIN_GROUPS
 from lib.training.nightly import minutes_of
 from lib.training.progress_file import read_progress
 from lib.training.request import RunRequest
@@ -75,7 +74,7 @@ def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping
         if not isinstance(own, dict):
             raise InputError(MODEL, own, "a JSON object")
         request = _request_of_a_person({**given, **own}, app, parts)
-        _check_labels(app)
+        housekeeping.check_labels()
         with housekeeping.for_a_person():
             return {MODEL: {"result": train_endpoint.run_model(MODEL, request, False, False)}}
 
@@ -91,7 +90,7 @@ def _add_training_routes(router: APIRouter, app: Any, parts: Parts, housekeeping
         _check_name("model", model, app.info()["trainers"])
         _check_child(run_sync)
         request = _request_of_a_person(params or {}, app, parts)
-        _check_labels(app)
+        housekeeping.check_labels()
         with housekeeping.for_a_person():
             return train_endpoint.run_model(model, request, False, enqueue)
 
@@ -133,16 +132,6 @@ def _checked_gpus(value: Any) -> str:
 def _check_child(run_sync: bool) -> None:
     if run_sync:
         raise InputError("run_sync", run_sync, "false; training and scoring run in processes of their own")
-
-
-def _check_labels(app: Any) -> None:
-    count = len(app.datastore().get_labeled_images())
-    if count == 0:
-        raise TrainingError(
-            f"no labels: save a label first; training needs at least {MIN_GROUPS} labelled images"
-        )
-    if count < MIN_GROUPS:
-        raise TrainingError(f"training needs at least {MIN_GROUPS} labelled images, found {count}")
 
 
 def _check_name(field: str, name: str, known: dict[str, Any]) -> None:

@@ -13,13 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lib.environment import prepare_environment
+from lib.environment import give_way, prepare_environment
 from lib.memory import keep_freed_memory
 
 SERVER_PID = "MEDSA_SERVER_PID"
 SERVER_BASE = "MEDSA_SERVER_BASE"
 CHILD_MAIN = "monailabel.interfaces.utils.app"
-NICENESS = 10
 _CHECK_SECONDS = 1.0
 _stop = threading.Event()  # set by the signal handler, read by the training
 
@@ -54,7 +53,7 @@ def become_child() -> None:
     """
     if not _is_child():
         return
-    os.nice(NICENESS)
+    give_way()
     keep_freed_memory()
     listen_for_stop()
     server = os.environ.get(SERVER_PID)

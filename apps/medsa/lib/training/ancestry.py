@@ -54,18 +54,23 @@ def trained_labels(records: Records, version: int, labels: Iterable[str]) -> tup
 
 
 def known_scores(
-    records: Records, version: int, digests: Mapping[str, str], scoring: str
+    records: Records, version: int, labels: Mapping[str, str], images: Mapping[str, str], scoring: str
 ) -> list[ObjectScore]:
     """How `version` did when it was published, where asking again would give the same.
 
-    That is on the cases that validated then, with the same labels, shown and computed in the same way (`scoring`).
+    That is on the cases that validated then, with the same labels and images (digests by case), shown and computed in
+    the same way (`scoring`).
     """
     own = made_by(records, version)[:1]
     if not own or own[0].get("scoring") != scoring:
         return []
     record = own[0]
-    then = record.get("label_digests", {})
-    same = {case for case in record.get("validated", ()) if digests.get(case) == then.get(case)}
+    then = [record.get(key, {}) for key in ("label_digests", "image_digests")]
+    same = {
+        case
+        for case in record.get("validated", ())
+        if case in images and [labels.get(case), images[case]] == [digests.get(case) for digests in then]
+    }
     return _objects(record.get("scores", {}).get("candidate", ()), same)
 
 

@@ -1,6 +1,5 @@
 """The labelled cases of a training run: which there are, and which are usable."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,12 +45,6 @@ class Skipped:
 
     case_id: str
     reason: str
-
-
-def label_digest(path: Path) -> str:
-    """Hex SHA-256 of a label file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_case(file: CaseFile, labels: Mapping[str, int]) -> Case:

@@ -18,7 +18,8 @@ Method = Literal["held out", "leave one out"]
 GroupOf = Callable[[str], str]  # a case's patient, or the case itself
 # Fewer patients than this cannot show that a label is better: the least of two changes is above 0 by chance too often.
 MIN_GROUPS = 3
-# Bounds the time that a decision takes.
+NO_LABELS = f"no labels: save a label first; training needs those of at least {MIN_GROUPS} patients or cases"
+# Bounds the time that a decision takes; more than four labels may need more.
 MAX_CASES = 12
 # Of the cases that an incremental run could be judged by, and that never judged one, so many are read to choose from.
 MAX_READ = 3 * MAX_CASES
@@ -83,10 +84,10 @@ def choose(
 
     A patient validates when its hash is below `fraction`, unless a case of it was trained on by what serves
     (`trained_before`). Where these patients are fewer than MIN_GROUPS, or lack a label that is `expected`,
-    cases that what serves has not seen, MAX_CASES at the most, are left out one patient at a time, or in
-    HALVES folds where that would be more than MAX_SINGLES. Raises TrainingError where nothing is left to train on, or
-    fewer than MIN_GROUPS patients to compare by, UnjudgedError where no case has an expected label: such a run could
-    publish nothing.
+    cases that what serves has not seen, MAX_CASES (or MIN_GROUPS of every label, where that is more), are left out one
+    patient at a time, or in HALVES folds where that would be more than MAX_SINGLES. Raises TrainingError where nothing
+    is left to train on, or fewer than MIN_GROUPS patients to compare by, UnjudgedError where no case has an expected
+    label: such a run could publish nothing.
     """
     ordered = sorted(labels_of, key=lambda case: (case_hash(group_of(case)), case))
     groups = {group_of(case) for case in ordered}
@@ -127,14 +128,44 @@ def choose(
     return chosen
 
 
-def replayed(cases: Collection[str], learned: Callable[[str], bool], most: int, seed: int) -> set[str]:
-    """All of `cases` that were not learned before, and at most `most` others by lot.
+def obstacle(
+    cases: Collection[str], fraction: float, group_of: GroupOf, trained_before: Collection[str]
+) -> str | None:
+    """Why no training on `cases` could publish anything, whatever labels they hold; None where one could."""
+    if not cases:
+        return NO_LABELS
+    try:
+        choose(dict.fromkeys(cases, ("any",)), ["any"], fraction, group_of, trained_before)
+    except TrainingError as error:
+        return str(error)
+    return None
 
-    Time and disk of a run must not grow with all that was ever learned.
+
+def to_read(
+    others: Collection[str],
+    trained_before: Collection[str],
+    fraction: float,
+    group_of: GroupOf,
+    most: int,
+    seed: int,
+) -> set[str]:
+    """Which of `others` an incremental run reads, beside its new cases and those that judged one before.
+
+    Time and disk of a run must not grow with all that was ever labelled. Of what is trained on at most `most` by lot:
+    what the serving version has learned, lest it forgets, and what it has not, as after a rollback or a refusal, half
+    of each where there is more. Of what could judge MAX_READ.
     """
-    others = sorted(case for case in cases if learned(case))
-    drawn = random.Random(seed).sample(others, min(most, len(others)))
-    return (set(cases) - set(others)) | set(drawn)
+    seen = {group_of(case) for case in trained_before}
+    learned = {case for case in others if group_of(case) in seen}
+    judges = {case for case in others if case not in learned and case_hash(group_of(case)) < fraction}
+    missed = set(others) - learned - judges
+    lot = random.Random(seed)
+    repeated = _drawn(learned, max(most - len(missed), most // 2), lot)
+    return first_held(judges, group_of) | repeated | _drawn(missed, most - len(repeated), lot)
+
+
+def _drawn(cases: Collection[str], most: int, lot: random.Random) -> set[str]:
+    return set(lot.sample(sorted(cases), min(most, len(cases))))
 
 
 def first_held(cases: Collection[str], group_of: GroupOf) -> set[str]:
@@ -159,7 +190,7 @@ def _bounded(
     expected: Collection[str],
     group_of: GroupOf,
 ) -> tuple[str, ...]:
-    """At most MAX_CASES of them, of as many patients as there are: of every label the first few, then of all."""
+    """Of every label the first MIN_GROUPS, then of all until they are MAX_CASES; of as many patients as there are."""
     chosen: list[str] = []
     for label in sorted(expected):
         with_it = _patient_by_patient([case for case in held if label in labels_of[case]], group_of)

@@ -110,9 +110,9 @@ def is_news(current: Mapping[str, str], records: Sequence[Mapping[str, Any]], us
 
 
 def _minutes_trained(record: Mapping[str, Any]) -> float:
-    minutes, worked = record.get("minutes"), record.get("worked")
-    share = float(worked) if isinstance(worked, int | float) else 1.0  # older records do not say
-    return share * float(minutes) if isinstance(minutes, int | float) else math.inf
+    # Older records say only what was planned, or not even that.
+    told = (record.get(key) for key in ("trained_minutes", "minutes"))
+    return next((float(minutes) for minutes in told if isinstance(minutes, int | float)), math.inf)
 
 
 class NightFile:
@@ -135,6 +135,11 @@ class NightFile:
         """One more start of that night's run."""
         log = self._of(begun)
         self._write(NightLog(begun, log.starts + 1, log.over))
+
+    def take_back_start(self, begun: datetime) -> None:
+        """The last start of that night's run does not count."""
+        log = self._of(begun)
+        self._write(NightLog(begun, max(0, log.starts - 1), log.over))
 
     def note_over(self, begun: datetime) -> None:
         """That night's run is not to be started again."""

@@ -19,15 +19,16 @@ class RunRecord:
     """What one run did; a line of `runs.jsonl`. `decision` is "published", "refused", "stopped" or "failed".
 
     `champion` served when the run began, `kind`, `trigger`, `start` and `minutes` are those of its RunRequest,
-    `version` is the published one. `label_digests` has every label that was offered, skipped ones too. `trained_labels`
-    are the labels in the cases of `trained`, `patients` whom these are of, as far as the datastore knows. Of the cases
-    that decided `validated` were never trained on, and each part of `left_out` was judged by a model trained without it
-    (`method` "leave one out"); `held_back` are of patients who validate, and were not needed; `not_replayed` counts
-    labels that an incremental run did not look at. `scores` has one entry per object of those, before and after.
-    `suspicious` labels, of the cases that were `looked_at` for it, were used, and should be looked at again.
-    `half_way`: what was published is the mean of the weights before and after training. `worked` is the share of its
-    time that it trained, `resumed` the step of the checkpoint that it went on from (0: none), `events` are what was not
-    planned. `view` says how cases were shown, `scoring` what else the scores depend on.
+    `version` is the published one. `label_digests` has every label that was offered, skipped ones too, `image_digests`
+    the images of the cases that decided. `trained_labels` are the labels in the cases of `trained`, `patients` whom
+    these are of, as far as the datastore knows. Of the cases that decided `validated` were never trained on, and each
+    part of `left_out` was judged by a model trained without it (`method` "leave one out"); `held_back` are of patients
+    who validate, and were not needed; `not_replayed` counts labels that an incremental run did not look at. `scores`
+    has one entry per object of those, before and after. `suspicious` labels, of the cases that were `looked_at` for it,
+    were used, and should be looked at again. `half_way`: what was published is the mean of the weights before and after
+    training. `trained_minutes` are those of `minutes` that it trained, the ones before the checkpoint that it went on
+    from included; `resumed` is the step of that (0: none), `events` are what was not planned. `view` says how cases
+    were shown, `scoring` what else the scores depend on.
     """
 
     decision: str
@@ -40,6 +41,7 @@ class RunRecord:
     minutes: float | None = None
     version: int | None = None
     label_digests: Mapping[str, str] = field(default_factory=dict)
+    image_digests: Mapping[str, str] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
     validated: tuple[str, ...] = ()
     left_out: tuple[tuple[str, ...], ...] = ()
@@ -51,7 +53,7 @@ class RunRecord:
     skipped: tuple[Skipped, ...] = ()
     scores: Mapping[str, tuple[ObjectScore, ...]] = field(default_factory=dict)
     steps: int = 0
-    worked: float | None = None
+    trained_minutes: float | None = None
     loss: float | None = None
     suspicious: tuple[Suspicion, ...] = ()
     looked_at: tuple[str, ...] = ()

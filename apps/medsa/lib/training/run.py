@@ -29,21 +29,20 @@ from lib.errors import (
     TrainingStopped,
     UnjudgedError,
 )
-from lib.files import remove_parts_of
+from lib.files import file_digest, remove_parts_of
 from lib.memory import keep_freed_memory
 from lib.model.adapter_io import AdapterConfig, save_adapter
 from lib.model.medsa import MedSA
 from lib.settings import Settings
 from lib.training.ancestry import known_scores, patients_in, seen_by, trained_labels
-from lib.training.cases import CaseFile, Skipped, label_digest
+from lib.training.cases import CaseFile, Skipped
 from lib.training.checkpoint import CheckpointFile, remove_parts
 from lib.training.choice import (
-    MIN_GROUPS,
+    NO_LABELS,
     Choice,
     choose,
-    first_held,
     grouping,
-    replayed,
+    to_read,
     without_patients_of,
 )
 from lib.training.circumstances import BuildModel, Circumstances
@@ -301,8 +300,8 @@ class _Run:
             except DivergenceError:
                 checkpoint.remove()  # it leads to the same end
                 raise
-        worked = min(1.0, round(result.seconds / teacher.options().seconds, 3))
-        self._note(**facts_of(result), resumed=result.resumed, worked=worked)
+        trained_minutes = round(result.seconds / teacher.share / 60.0, 3)
+        self._note(**facts_of(result), resumed=result.resumed, trained_minutes=trained_minutes)
         self.here.check_stop(result.stopped)
         if result.steps == 0:
             # Not refused: its labels are still to be learned.
@@ -376,10 +375,8 @@ class _Run:
     def _cases(self, files: Sequence[CaseFile]) -> tuple[Shelf, Choice]:
         """The usable cases by id, and what each is for; raises TrainingError when there are too few."""
         if not files:
-            raise TrainingError(
-                f"no labels: save a label first, training needs at least {MIN_GROUPS} labelled cases"
-            )
-        digests = {file.case_id: label_digest(file.label) for file in files if file.label.is_file()}
+            raise TrainingError(NO_LABELS)
+        digests = {file.case_id: file_digest(file.label) for file in files if file.label.is_file()}
         # A new label whose image may be had another time waits for that.
         away = {file.case_id for file in files if file.away}
         waiting = away & set(pending_labels(digests, self.releases.records()))
@@ -412,19 +409,14 @@ class _Run:
         if self.here.request.kind == "full":
             return list(files)
         records, training = self.releases.records(), self.here.settings.training
-        known = {self.group_of(case) for case in seen_by(records, self.record.champion)}
-        judged = {case for record in records for case in record.get("validated", ())}
-        new = self._new_cases()
-
-        def learned(case: str) -> bool:
-            return case not in new and self.group_of(case) in known
-
+        seen = seen_by(records, self.record.champion)
+        judged = {case for record in records for case in record.get("validated", ())} - seen
+        always = self._new_cases() | judged
         # Others in each run; the same ones in one that goes on after a stop.
         seed = training.seed + sum(record.get("decision") != "stopped" for record in records)
-        cases = {file.case_id for file in files}
-        held = {case for case in cases - new - judged if not learned(case)}
-        cases -= held - first_held(held, self.group_of)
-        chosen = replayed(cases, learned, training.replayed_cases, seed)
+        others = {file.case_id for file in files} - always
+        fraction, most = training.validation_fraction, training.replayed_cases
+        chosen = always | to_read(others, seen, fraction, self.group_of, most, seed)
         return [file for file in files if file.case_id in chosen]
 
     def _in_order(self, names: Collection[str]) -> tuple[str, ...]:
@@ -443,11 +435,13 @@ class _Run:
 
     def _champion_scores(self, served: MedSA, shelf: Shelf, judged: Sequence[str]) -> list[ObjectScore]:
         """Those of its own publication where they hold still, else made now."""
-        self._note(scoring=self.here.scoring(served))
+        images = {case_id: shelf.image_digest(case_id) for case_id in judged}
+        self._note(scoring=self.here.scoring(served), image_digests=images)
         known = known_scores(
             self.releases.records(),
             self.record.champion,
             self.record.label_digests,
+            images,
             self.record.scoring,
         )
         old = [one for one in known if one.case_id in judged]

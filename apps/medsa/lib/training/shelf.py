@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lib.errors import MedsaError, TrainingError
+from lib.files import file_digest
 from lib.memory import available_bytes
 from lib.training.cases import Case, CaseFile, Skipped, load_case
 from lib.training.slabs import TrainingCase
@@ -66,6 +67,10 @@ class Shelf:
     def pick(self, case_ids: Sequence[str]) -> "Picked":
         """These cases, read one after the other each time that they are gone through."""
         return Picked(self, tuple(case_ids))
+
+    def image_digest(self, case_id: str) -> str:
+        """Of the image's file as it is now. Raises OSError when it is gone."""
+        return file_digest(self._files[case_id].image)
 
     def case(self, case_id: str) -> Case:
         """One case. Raises TrainingError when its image is another one by now, VolumeError when it is gone."""
