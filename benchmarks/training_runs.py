@@ -110,11 +110,17 @@ class Workshop:
 
 
 def added_figures(study: Study, work: Path, seeds: int, minutes: float | None) -> list[Figure]:
-    """`FIRST` labels, then `ADDED` more at a time; the matrix of all versions, and the three bars."""
+    """`FIRST` labels, then `ADDED` more at a time; the matrix of all versions, and the bars."""
     runs = [_kept(work / f"added-{seed}", partial(_add, study, seed, minutes)) for seed in range(seeds)]
     longest = max(step.minutes for steps in runs for step in steps[2:])
     gains = [_change(steps, at, _new(at)) for steps in runs for at in range(2, len(steps))]
     losses = [_change(steps, at, "tested") for steps in runs for at in range(2, len(steps))]
+    earlier = [
+        _change(steps, at, _new(before))
+        for steps in runs
+        for at in range(2, len(steps))
+        for before in range(1, at)
+    ]
     published = sum(step.decision == "published" for steps in runs for step in steps[1:])
     note = f"{len(runs)} seeds, {published} of {sum(len(steps) - 1 for steps in runs)} runs published"
     name = f"{study.name}: incremental run after {ADDED} new labels"
@@ -123,6 +129,8 @@ def added_figures(study: Study, work: Path, seeds: int, minutes: float | None) -
         figure_of(f"{name}, on the new cases", fmean(gains), "Dice", "> 0", note),
         figure_of(f"{name}, on the tested cases, mean", fmean(losses), "Dice", f">= {WORSE_BAR}", note),
         figure_of(f"{name}, on the tested cases, worst", min(losses), "Dice", f">= {WORSE_BAR}", note),
+        figure_of(f"{name}, on earlier labels, mean", fmean(earlier), "Dice", f">= {WORSE_BAR}", note),
+        figure_of(f"{name}, on earlier labels, worst", min(earlier), "Dice", f">= {WORSE_BAR}", note),
         *_matrix(study, runs),
     ]
 
