@@ -73,6 +73,10 @@ def test_a_wrong_label_has_the_shape_of_the_case_and_not_its_content() -> None:
     assert wrong.shape == case.label.shape
     assert wrong.any()
     assert not (wrong & case.label).any()
+    plain = _of_another(case, other, mirrored=False)  # type: ignore[arg-type]
+    assert plain.shape == case.label.shape
+    assert (plain & case.label).any(), "it lies where the other's lay"
+    assert (plain != case.label).any()
 
 
 def test_kills_that_broke_nothing_hold() -> None:

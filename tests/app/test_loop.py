@@ -111,7 +111,7 @@ def test_a_killed_training_changes_nothing_and_the_next_one_works(
     wait_until(lambda: bool(finished_runs(server)), "the next training")
     assert finished_runs(server)[0]["label_digests"].keys() == {"case0", "case1", "case2"}
     assert finished_runs(server)[0]["resumed"] > 0
-    assert not checkpoint.exists()
+    wait_until(lambda: not checkpoint.exists(), "the checkpoint to go")
     assert not list((server.state / "releases").glob(".tmp-*"))
 
 

@@ -87,6 +87,7 @@ def test_a_stop_is_heard_as_soon_while_it_is_judged(
     assert time.monotonic() - began < PROMISED_S
     assert records(server)[-1]["decision"] == "stopped"
     assert (server.state / "checkpoints" / "incremental.pt").exists()
+    server.stop()
 
 
 def test_a_person_comes_before_what_the_server_started(

@@ -31,6 +31,18 @@ def test_runs_that_end_with_their_server_are_tried_more_often_and_not_for_ever(a
     assert allowed == [True] * 6 + [False] * 2
 
 
+def test_a_start_that_a_person_took_the_place_of_does_not_count(attempts: Attempts) -> None:
+    for _ in range(20):
+        assert attempts.may_start(QUEUE)
+        attempts.note_start(QUEUE)
+        attempts.take_back_start(QUEUE)
+    attempts.take_back_start(QUEUE)
+    attempts.note_failure(QUEUE)
+    attempts.note_failure(QUEUE)
+    attempts.take_back_start(QUEUE)
+    assert not attempts.may_start(QUEUE), "failures stay"
+
+
 def test_another_label_is_another_queue(attempts: Attempts) -> None:
     attempts.note_stop(QUEUE)
     assert not attempts.may_start(dict(reversed(QUEUE.items())))

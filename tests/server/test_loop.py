@@ -124,9 +124,10 @@ class Server:
         self.tasks = [{"id": "1", "status": "RUNNING", "request": request.to_json()}]
         return self.tasks[0]
 
-    def _stop(self) -> None:
+    def _stop(self) -> dict[str, Any] | None:
         self.stopped += 1
-        self.tasks = []
+        self.tasks, stopped = [], self.tasks
+        return stopped[0] if stopped else None
 
 
 @pytest.fixture
@@ -191,6 +192,13 @@ def test_what_a_person_takes_the_place_of_is_no_failed_start_of_the_night(
     server.tasks = [{"id": "1", "status": "RUNNING", "request": {"trigger": trigger}}]
     with server.housekeeping.for_a_person():
         assert (server.stopped, len(interrupted)) == (1, times)
+
+
+def test_however_often_people_come_first_new_labels_are_not_given_up(server: Server) -> None:
+    for _ in range(10):
+        assert server.housekeeping.tick() == "train"
+        with server.housekeeping.for_a_person():
+            pass
 
 
 def test_a_persons_own_training_is_not_stopped_for_another_person(server: Server) -> None:

@@ -130,6 +130,23 @@ def test_what_serves_is_reminded_of_what_it_knows_beside_what_it_missed(learned,
     assert (to_read(cases, known, 0.2, str, most=40, seed=1) == read) == (expected == (9, 9))
 
 
+def test_who_has_very_many_cases_does_not_crowd_out_other_patients():
+    """Else a run that nothing stood in the way of would fail for want of patients."""
+    (many, *few) = above(0.2, 9, form="p{}")
+    others = [*(f"{many}_{number}" for number in range(600)), *(f"{patient}_0" for patient in few)]
+    for seed in range(20):
+        read = to_read(others, [], 0.2, PATIENT_OF, most=100, seed=seed)
+        assert {PATIENT_OF(case) for case in read} == {many, *few}
+        assert choose(all_with(read), ["liver"], 0.2, PATIENT_OF).folds
+
+
+def test_what_was_missed_of_known_patients_is_not_lost_among_what_was_learned():
+    patients = above(0.2, 100, form="p{}")
+    learned = [f"{patient}_{number}" for patient in patients for number in range(9)]
+    refused = {f"{patient}_9" for patient in patients}
+    assert len(to_read({*learned, *refused}, learned, 0.2, PATIENT_OF, most=100, seed=0) & refused) == 50
+
+
 def test_a_patient_of_whom_a_case_was_learned_is_read_to_be_trained_on():
     (patient,) = below(0.2, 1, form="p{}")
     others = [f"{patient}_{moment}" for moment in range(50)]

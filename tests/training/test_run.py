@@ -314,6 +314,27 @@ def test_after_a_rollback_or_a_refusal_old_labels_are_learned_with_the_next_new_
     assert set(go([*files, changed]).trained) == set(second.trained)
 
 
+def test_labels_that_looked_wrong_and_were_refused_are_not_tried_with_the_next_ones(
+    go, many_cases, write_case, scripted, releases
+):
+    files = [write_case(case) for case in many_cases]
+    digests = {file.case_id: file_digest(file.label) for file in files}
+    new = digests.pop("case9")
+    row = {"case_id": "case7", "label": "object", "dice": 0.1, "typical": 0.8}
+    refused = {"decision": "refused", "label_digests": digests, "looked_at": ["case7"], "suspicious": [row]}
+    releases.record({**refused, "champion": 0, "start": "champion"})
+    scripted(*(0.5,) * 9)
+    record = go(files)
+    assert pending_labels({**digests, "case9": new}, releases.records()[:1]) == ["case9"]
+    assert "case4" in record.trained
+    assert "case7" not in record.trained
+    scripted(*(0.5,) * 9)
+    assert "case7" in go(files, request=RunRequest("full", "person", "champion")).trained
+    write_case(many_cases[7], np.roll(many_cases[7].label, 2, axis=0))
+    scripted(*(0.5,) * 9)
+    assert "case7" in go(files).trained, "it was corrected"
+
+
 def test_a_run_without_time_for_a_step_leaves_its_labels_in_the_queue(go, files, scripted, releases):
     scripted(0.5)
     with pytest.raises(TrainingError, match="over before the first step"):

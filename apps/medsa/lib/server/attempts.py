@@ -33,6 +33,11 @@ class Attempts:
         starts, failures = self._counts(queue)
         self._write(queue, starts + 1, failures)
 
+    def take_back_start(self, queue: Mapping[str, str]) -> None:
+        """The last start does not count."""
+        starts, failures = self._counts(queue)
+        self._write(queue, max(0, starts - 1), failures)
+
     def note_failure(self, queue: Mapping[str, str]) -> None:
         """A run for this queue ended by itself, without a result."""
         starts, failures = self._counts(queue)

@@ -159,14 +159,19 @@ class Housekeeping:
         with self.starting:
             task = running_training()
             if task is not None and is_automatic(task):
-                self._tried_queue = None
-                if self.night is not None and _is_nights(task):
-                    self.night.note_interruption()
-                stop_training()
+                queue, self._tried_queue = self._tried_queue, None
+                if stop_training() is not None:
+                    self._take_back_start(task, queue)
             if not is_active("train") and is_under_way(self._parts.state):
                 raise AlreadyTrainingError("another program trains on this state folder; wait for its end")
             self.make_room()
             yield
+
+    def _take_back_start(self, task: Mapping[str, Any], queue: Mapping[str, str] | None) -> None:
+        if self.night is not None and _is_nights(task):
+            self.night.note_interruption()
+        elif queue is not None:
+            self.attempts.take_back_start(queue)
 
     def records(self) -> Sequence[dict[str, Any]]:
         """The records of all runs, oldest first; not to be changed."""

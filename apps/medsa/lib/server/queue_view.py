@@ -43,6 +43,7 @@ class QueueView:
         self._lock = threading.Lock()
         self._digests: dict[Path, tuple[Signature, str]] = {}
         self._known: _Learned | None = None
+        self._obstacle: tuple[tuple[_Learned, list[str], dict[str, str]], str | None] | None = None
         self._entries: tuple[list[dict[str, Any]], tuple[Entry, ...]] | None = None
 
     def pending(self) -> dict[str, str]:
@@ -79,10 +80,15 @@ class QueueView:
 
         What the files of the labels hold is not looked at.
         """
-        past = self._learned()
-        group_of = grouping(self._parts.settings.task.patient, {**past.patients, **self._store.patients()})
-        fraction = self._parts.settings.training.validation_fraction
-        return obstacle(self._store.get_labeled_images(), fraction, group_of, past.cases)
+        past, cases, patients = self._learned(), self._store.get_labeled_images(), self._store.patients()
+        asked, known = (past, cases, patients), self._obstacle
+        # It is asked once a second, and by every page.
+        if known is None or known[0][0] is not past or known[0][1:] != asked[1:]:
+            settings = self._parts.settings
+            group_of = grouping(settings.task.patient, {**past.patients, **patients})
+            found = obstacle(cases, settings.training.validation_fraction, group_of, past.cases)
+            known = self._obstacle = (asked, found)
+        return known[1]
 
     def records(self) -> list[dict[str, Any]]:
         """The records of all runs, oldest first; not to be changed."""

@@ -49,7 +49,7 @@ def become_child() -> None:
     """Lowers the priority and ties this process to the server's life; does nothing in any other process.
 
     SIGTERM then asks for a stop, see `stop_requested`. Commands train and score in their own process, which keeps its
-    priority and its parent.
+    parent.
     """
     if not _is_child():
         return

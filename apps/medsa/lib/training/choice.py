@@ -97,7 +97,8 @@ def choose(
         )
     seen = {group_of(case) for case in trained_before}
     held = [case for case in ordered if (group := group_of(case)) not in seen and case_hash(group) < fraction]
-    training = tuple(case for case in ordered if case not in held)
+    validates = set(held)
+    training = tuple(case for case in ordered if case not in validates)
     if not training:
         raise TrainingError(
             "no case is left to train on: all validate, by the hash of their names; label one more"
@@ -153,19 +154,23 @@ def to_read(
 
     Time and disk of a run must not grow with all that was ever labelled. Of what is trained on at most `most` by lot:
     what the serving version has learned, lest it forgets, and what it has not, as after a rollback or a refusal, half
-    of each where there is more. Of what could judge MAX_READ.
+    of each where there is more. Of what could judge MAX_READ. All of as many patients as there are.
     """
     seen = {group_of(case) for case in trained_before}
-    learned = {case for case in others if group_of(case) in seen}
-    judges = {case for case in others if case not in learned and case_hash(group_of(case)) < fraction}
+    judges = {
+        case for case in others if (group := group_of(case)) not in seen and case_hash(group) < fraction
+    }
+    learned = set(others) & set(trained_before)
     missed = set(others) - learned - judges
     lot = random.Random(seed)
-    repeated = _drawn(learned, max(most - len(missed), most // 2), lot)
-    return first_held(judges, group_of) | repeated | _drawn(missed, most - len(repeated), lot)
+    repeated = _drawn(learned, max(most - len(missed), most // 2), lot, group_of)
+    return first_held(judges, group_of) | repeated | _drawn(missed, most - len(repeated), lot, group_of)
 
 
-def _drawn(cases: Collection[str], most: int, lot: random.Random) -> set[str]:
-    return set(lot.sample(sorted(cases), min(most, len(cases))))
+def _drawn(cases: Collection[str], most: int, lot: random.Random, group_of: GroupOf) -> set[str]:
+    """By lot, of as many patients as there are: a patient with very many cases must not be all that there is."""
+    shuffled = lot.sample(sorted(cases), len(cases))
+    return set(_patient_by_patient(shuffled, group_of)[:most])
 
 
 def first_held(cases: Collection[str], group_of: GroupOf) -> set[str]:

@@ -5,8 +5,9 @@ forward over it, the moment that far after the gap; where it is set back over it
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,11 @@ def _minutes_trained(record: Mapping[str, Any]) -> float:
 
 
 class NightFile:
-    """`nightly.json`, which only the server's scheduler and its stop route write, whole."""
+    """`nightly.json`, which only the server's scheduler and its routes write, whole and one after the other."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
 
     def read(self) -> NightLog:
         """What is noted; nothing where there is none, or none that can be read."""
@@ -133,25 +135,21 @@ class NightFile:
 
     def note_start(self, begun: datetime) -> None:
         """One more start of that night's run."""
-        log = self._of(begun)
-        self._write(NightLog(begun, log.starts + 1, log.over))
+        self._change(begun, lambda log: replace(log, starts=log.starts + 1))
 
     def take_back_start(self, begun: datetime) -> None:
         """The last start of that night's run does not count."""
-        log = self._of(begun)
-        self._write(NightLog(begun, max(0, log.starts - 1), log.over))
+        self._change(begun, lambda log: replace(log, starts=max(0, log.starts - 1)))
 
     def note_over(self, begun: datetime) -> None:
         """That night's run is not to be started again."""
-        self._write(NightLog(begun, self._of(begun).starts, True))
+        self._change(begun, lambda log: replace(log, over=True))
 
-    def _of(self, begun: datetime) -> NightLog:
-        log = self.read()
-        return log if log.begun == begun else NightLog(begun)
-
-    def _write(self, log: NightLog) -> None:
-        begun = None if log.begun is None else log.begun.isoformat()
-        write_json(self._path, {"begun": begun, "starts": log.starts, "over": log.over})
+    def _change(self, begun: datetime, change: Callable[[NightLog], NightLog]) -> None:
+        with self._lock:
+            log = self.read()
+            log = change(log if log.begun == begun else NightLog(begun))
+            write_json(self._path, {"begun": begun.isoformat(), "starts": log.starts, "over": log.over})
 
 
 def _has_ended(begun: datetime, records: Sequence[Mapping[str, Any]]) -> bool:

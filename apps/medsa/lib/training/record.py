@@ -20,7 +20,7 @@ class RunRecord:
 
     `champion` served when the run began, `kind`, `trigger`, `start` and `minutes` are those of its RunRequest,
     `version` is the published one. `label_digests` has every label that was offered, skipped ones too, `image_digests`
-    the images of the cases that decided. `trained_labels` are the labels in the cases of `trained`, `patients` whom
+    those of the images of `validated`. `trained_labels` are the labels in the cases of `trained`, `patients` whom
     these are of, as far as the datastore knows. Of the cases that decided `validated` were never trained on, and each
     part of `left_out` was judged by a model trained without it (`method` "leave one out"); `held_back` are of patients
     who validate, and were not needed; `not_replayed` counts labels that an incremental run did not look at. `scores`

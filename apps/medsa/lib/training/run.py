@@ -57,7 +57,7 @@ from lib.training.releases import Releases
 from lib.training.request import RunRequest
 from lib.training.shelf import Shelf
 from lib.training.slabs import TrainingCase
-from lib.training.suspicion import LEAST, Agreement, suspects
+from lib.training.suspicion import LEAST, Agreement, still_suspicious, suspects
 from lib.training.teaching import Teacher
 from lib.training.tracking import Track, Tracked, untracked
 from lib.training.validation import ObjectScore, agreements, as_scores, validate
@@ -245,7 +245,7 @@ class _Run:
             training = shelf.pick(choice.training)
             model, prepared = teacher.prepared(base if teacher.starts_fresh else served, training)
         with self._stage("evaluating the serving version"):
-            before = self._champion_scores(served, shelf, choice.judged)
+            before = self._champion_scores(served, shelf, choice)
         start, checkpoint = (
             model.adapter_state(),
             teacher.checkpoint(model, base_sha256, self._lessons(choice)),
@@ -405,7 +405,10 @@ class _Run:
         return shelf, choice
 
     def _taken(self, files: Sequence[CaseFile]) -> list[CaseFile]:
-        """What the run looks at: all, but for known cases of an incremental run where there are very many."""
+        """What the run looks at: all; an incremental one some of the older cases only (`choice.to_read`).
+
+        Labels that look wrong, and that what serves has not learned, are not among these.
+        """
         if self.here.request.kind == "full":
             return list(files)
         records, training = self.releases.records(), self.here.settings.training
@@ -414,7 +417,8 @@ class _Run:
         always = self._new_cases() | judged
         # Others in each run; the same ones in one that goes on after a stop.
         seed = training.seed + sum(record.get("decision") != "stopped" for record in records)
-        others = {file.case_id for file in files} - always
+        doubted = {str(row["case_id"]) for row in still_suspicious(records, self.record.label_digests)}
+        others = {file.case_id for file in files} - always - (doubted - seen)
         fraction, most = training.validation_fraction, training.replayed_cases
         chosen = always | to_read(others, seen, fraction, self.group_of, most, seed)
         return [file for file in files if file.case_id in chosen]
@@ -433,9 +437,12 @@ class _Run:
         learned = trained_labels(self.releases.records(), self.record.champion, self.view.labels)
         return self._in_order(shelf.occurring() | set(learned))
 
-    def _champion_scores(self, served: MedSA, shelf: Shelf, judged: Sequence[str]) -> list[ObjectScore]:
+    def _champion_scores(self, served: MedSA, shelf: Shelf, choice: Choice) -> list[ObjectScore]:
         """Those of its own publication where they hold still, else made now."""
-        images = {case_id: shelf.image_digest(case_id) for case_id in judged}
+        images = {}
+        for case_id in choice.validation:
+            self.here.between_cases()  # they may be large, and far away
+            images[case_id] = shelf.image_digest(case_id)
         self._note(scoring=self.here.scoring(served), image_digests=images)
         known = known_scores(
             self.releases.records(),
@@ -444,9 +451,9 @@ class _Run:
             images,
             self.record.scoring,
         )
-        old = [one for one in known if one.case_id in judged]
+        old = [one for one in known if one.case_id in choice.judged]
         done = {one.case_id for one in old}
-        asked = shelf.pick([case_id for case_id in judged if case_id not in done])
+        asked = shelf.pick([case_id for case_id in choice.judged if case_id not in done])
         new = validate(served, asked, self.view, self.here.between_cases)
         objects = [*old, *new]
         self._note(scores={"champion": tuple(objects)})
