@@ -4,7 +4,32 @@ from lib.training.suspicion import Agreement, Suspicion, still_suspicious, suspe
 
 
 def found(values, label="liver", first=0):
-    return [Agreement(f"case{first + place}", label, dice) for place, dice in enumerate(values)]
+    """Agreements without clicks; after them all agree."""
+    return [Agreement(f"case{first + place}", label, dice, 0.9) for place, dice in enumerate(values)]
+
+
+def clicked(values):
+    """Agreements after clicks, alike without them."""
+    return [Agreement(f"case{place}", "liver", 0.8, dice) for place, dice in enumerate(values)]
+
+
+def test_a_label_that_clicks_do_not_lead_to_is_named():
+    """Such as one of another image: without clicks it is as far off as the right label of a hard case."""
+    dice = [0.87, 0.86, 0.75, 0.88, 0.85, 0.87, 0.84]
+    assert suspects(clicked(dice)) == (Suspicion("case2", "liver", 0.75, 0.86, 3),)
+    assert suspects(found(dice)) == ()
+    assert suspects(clicked([0.87, 0.86, 0.78, 0.88, 0.85])) == (), "not far enough"
+
+
+def test_a_label_of_another_structure_is_named_though_clicks_lead_to_it():
+    one = [*found([0.8, 0.82, 0.79, 0.81, 0.84]), Agreement("other", "liver", 0.0, 0.95)]
+    assert [(named.case_id, named.clicks) for named in suspects(one)] == [("other", 0)]
+
+
+def test_who_is_named_twice_is_so_where_it_is_farthest_below():
+    others = [Agreement(f"case{place}", "liver", 0.8, 0.9) for place in range(6)]
+    assert suspects([*others, Agreement("x", "liver", 0.5, 0.7)]) == (Suspicion("x", "liver", 0.5, 0.8, 0),)
+    assert suspects([*others, Agreement("x", "liver", 0.5, 0.3)]) == (Suspicion("x", "liver", 0.3, 0.9, 3),)
 
 
 def test_the_one_far_below_the_others_is_named():

@@ -57,7 +57,7 @@ from lib.training.releases import Releases
 from lib.training.request import RunRequest
 from lib.training.shelf import Shelf
 from lib.training.slabs import TrainingCase
-from lib.training.suspicion import LEAST, Agreement, still_suspicious, suspects
+from lib.training.suspicion import LEAST, still_suspicious, suspects
 from lib.training.teaching import Teacher
 from lib.training.tracking import Track, Tracked, untracked
 from lib.training.validation import ObjectScore, agreements, as_scores, validate
@@ -357,7 +357,7 @@ class _Run:
         random.Random(len(self.releases.records())).shuffle(looked_at)
         chosen = shelf.pick(looked_at[:MAX_LOOKED_AT])
         found = agreements(model, chosen, self.view, self.here.between_cases, self.here.is_over)
-        judged = [Agreement(one.case_id, one.label, one.automatic) for one in verdict.objects]
+        judged = [one.agreement for one in verdict.objects]
         agreed = [*judged, *found]
         suspicious = suspects(agreed)
         # Where they are too few to say anything, what earlier runs have said stands.
@@ -365,10 +365,11 @@ class _Run:
         self._note(suspicious=suspicious, looked_at=cases)
         for one in suspicious:
             log.warning(
-                "the label %s of %s may be wrong: Dice %.2f, %.2f is usual; it is used all the same",
+                "the label %s of %s may be wrong: Dice %.2f after %d clicks, %.2f is usual; it is used all the same",
                 one.label,
                 one.case_id,
                 one.dice,
+                one.clicks,
                 one.typical,
             )
 

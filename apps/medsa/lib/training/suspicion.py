@@ -1,4 +1,8 @@
-"""Labels that look wrong: those that the new version, which has learned from all of them, agrees with far less."""
+"""Labels that look wrong: those that the new version, which has learned from all of them, agrees with far less.
+
+It is asked without clicks, which shows a label of another structure, and after some clicks as the label would have
+them, which shows one that does not fit the image: a right label of a hard case it follows then.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,33 +15,49 @@ from lib.training.pending import FINISHED
 LEAST = 5
 # Median absolute deviations, scaled to standard deviations of a normal distribution (Leys et al. 2013).
 DEVIATIONS, SCALE = 3.5, 1.4826
-# However alike the others are, a difference in Dice that is smaller than this is none to ask about.
-LEAST_GAP = 0.2
+CLICKS = 3
+# However alike the others are, a difference in Dice that is smaller than this is none to ask about; by clicks.
+LEAST_GAP = {0: 0.2, CLICKS: 0.1}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Dice of what the model finds without clicks in a case, and of its label."""
+    """Dice of a case's label with what the model finds without clicks (`automatic`), and after `CLICKS` of them."""
 
     case_id: str
     label: str
-    dice: float
+    automatic: float
+    clicked: float
+
+    def dice(self, clicks: int) -> float:
+        """After so many clicks, 0 or `CLICKS`."""
+        return self.clicked if clicks else self.automatic
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """A label that is to be looked at again; `typical` is the median Dice of that label over the cases."""
+    """A label that is to be looked at again; `typical` is the median Dice of that label over the cases.
+
+    Both are those after so many `clicks`.
+    """
 
     case_id: str
     label: str
     dice: float
     typical: float
+    clicks: int = 0
 
 
 def suspects(found: Sequence[Agreement]) -> tuple[Suspicion, ...]:
-    """The outliers far below the others of their label, lowest first."""
-    named = [one for label in sorted({one.label for one in found}) for one in _of_label(found, label)]
-    return tuple(sorted(named, key=lambda one: (one.dice, one.case_id)))
+    """The outliers far below the others of their label, lowest first, each where it is farthest below."""
+    named: dict[tuple[str, str], Suspicion] = {}
+    for label in sorted({one.label for one in found}):
+        own = [one for one in found if one.label == label]
+        for one in (one for clicks in LEAST_GAP for one in _outliers(own, clicks)):
+            known = named.setdefault((one.case_id, label), one)
+            if one.typical - one.dice > known.typical - known.dice:
+                named[one.case_id, label] = one
+    return tuple(sorted(named.values(), key=lambda one: (one.dice, one.case_id)))
 
 
 def still_suspicious(
@@ -72,11 +92,15 @@ def _table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _of_label(found: Sequence[Agreement], label: str) -> list[Suspicion]:
-    own = [one for one in found if one.label == label]
+def _outliers(own: Sequence[Agreement], clicks: int) -> list[Suspicion]:
     if len(own) < LEAST:
         return []
-    typical = median(one.dice for one in own)
-    spread = SCALE * median(abs(one.dice - typical) for one in own)
-    limit = typical - max(LEAST_GAP, DEVIATIONS * spread)
-    return [Suspicion(one.case_id, label, one.dice, typical) for one in own if one.dice < limit]
+    values = [one.dice(clicks) for one in own]
+    typical = median(values)
+    spread = SCALE * median(abs(value - typical) for value in values)
+    limit = typical - max(LEAST_GAP[clicks], DEVIATIONS * spread)
+    return [
+        Suspicion(one.case_id, one.label, value, typical, clicks)
+        for one, value in zip(own, values, strict=True)
+        if value < limit
+    ]

@@ -17,6 +17,7 @@ from lib.predictor import Predictor
 from lib.prompts.promptset import PromptSet
 from lib.training.cases import Case
 from lib.training.gate import MEASURES, Scores
+from lib.training.suspicion import CLICKS as LOOKED_AT_CLICKS
 from lib.training.suspicion import Agreement
 from lib.training.viewpoint import Viewpoint
 from lib.transforms.geometry import slice_axis
@@ -36,6 +37,11 @@ class ObjectScore:
     label: str
     clicks: tuple[float, ...]
     automatic: float
+
+    @property
+    def agreement(self) -> Agreement:
+        """What of it tells whether the label is right."""
+        return Agreement(self.case_id, self.label, self.automatic, self.clicks[LOOKED_AT_CLICKS - 1])
 
 
 def validate(
@@ -70,13 +76,30 @@ def _measured(found: ObjectScore, measure: str) -> float:
 def _score(
     predictor: Predictor, case: Case, name: str, truth: NDArray[np.bool_], view: Viewpoint
 ) -> ObjectScore:
+    clicks = _clicked(predictor, case, name, truth, view, CLICKS)
+    return ObjectScore(case.case_id, name, clicks, _automatic(predictor, case, name, truth))
+
+
+def _agreement(
+    predictor: Predictor, case: Case, name: str, truth: NDArray[np.bool_], view: Viewpoint
+) -> Agreement:
+    automatic = _automatic(predictor, case, name, truth)
+    clicks = _clicked(predictor, case, name, truth, view, LOOKED_AT_CLICKS)
+    return Agreement(case.case_id, name, automatic, clicks[-1])
+
+
+def _automatic(predictor: Predictor, case: Case, name: str, truth: NDArray[np.bool_]) -> float:
+    return volume_dice(predictor.automatic_mask(case.volume, name) > 0, truth)
+
+
+def _clicked(
+    predictor: Predictor, case: Case, name: str, truth: NDArray[np.bool_], view: Viewpoint, count: int
+) -> tuple[float, ...]:
     axis = slice_axis(case.volume.spacing_mm, view.slice_axis, case.volume.shape_ijk)
-    results = annotate(_answer(predictor, case), truth, CLICKS, axis, case.volume.spacing_mm, name)
-    automatic = predictor.automatic_mask(case.volume, name) > 0
+    results = annotate(_answer(predictor, case), truth, count, axis, case.volume.spacing_mm, name)
     # Without an error left there is no further click; the answer stays what it was.
     dice = [result.dice for result in results]
-    clicks = tuple(dice + dice[-1:] * (CLICKS - len(dice)))
-    return ObjectScore(case.case_id, name, clicks, volume_dice(automatic, truth))
+    return tuple(dice + dice[-1:] * (count - len(dice)))
 
 
 def _answer(predictor: Predictor, case: Case) -> Callable[[PromptSet], NDArray[np.bool_]]:
@@ -90,13 +113,12 @@ def agreements(
     between: Callable[[], None] = lambda: None,
     enough: Callable[[], bool] = lambda: False,
 ) -> list[Agreement]:
-    """How far what the model finds without a click agrees with every label of every case, until it is `enough`."""
+    """How far what the model finds agrees with every label of every case, until it is `enough`."""
     found, device = [], torch.device(view.device)
-    for predictor, case, name, truth in _objects(model, cases, view, between):
+    for objects in _objects(model, cases, view, between):
         if enough():
             break
-        automatic = once_more(partial(predictor.automatic_mask, case.volume, name), device) > 0
-        found.append(Agreement(case.case_id, name, volume_dice(automatic, truth)))
+        found.append(once_more(partial(_agreement, *objects, view), device))
     return found
 
 
